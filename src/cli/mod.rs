@@ -1,0 +1,248 @@
+//! The command line: one file a subcommand. Only this module talks to people.
+
+mod bench;
+mod pretrain;
+mod progress;
+mod resume;
+mod signals;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use qbheat::config::{Config, parse_setting};
+use qbheat::data::{Dataset, Split, Summary};
+use qbheat::error::Result;
+use qbheat::pretrain::Outcome;
+use serde_json::{Value, json};
+
+use progress::Progress;
+
+/// Self-supervised pre-training of light vision networks with QB-Heat (arXiv 2211.13228).
+#[derive(Parser)]
+#[command(name = "qbheat", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pre-train an encoder on your own images.
+    Pretrain(pretrain::Pretrain),
+    /// Go on with a run that was stopped.
+    Resume(resume::Resume),
+    /// Time the training step.
+    Bench(bench::Bench),
+}
+
+/// What every command takes.
+#[derive(Args)]
+struct Common {
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long)]
+    json: bool,
+    /// Decides all that is random.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads of the training step [default: all cores].
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// What a command leaves: an exit code, the JSON object for `--json`, the text for people.
+struct Answer {
+    exit_code: u8,
+    json: Value,
+    text: String,
+}
+
+impl Answer {
+    fn done(json: Value, text: String) -> Self {
+        Self {
+            exit_code: 0,
+            json,
+            text,
+        }
+    }
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    keep_memory();
+    let arguments = Arguments::parse();
+    let progress = Progress::new();
+    let (json, answer) = match &arguments.command {
+        Command::Pretrain(command) => (command.common.json, command.run(&progress)),
+        Command::Resume(command) => (command.common.json, command.run(&progress)),
+        Command::Bench(command) => (command.common.json, command.run(&progress)),
+    };
+    match answer {
+        Ok(answer) => {
+            if json {
+                println!("{}", answer.json);
+            } else {
+                println!("{}", answer.text);
+            }
+            ExitCode::from(answer.exit_code)
+        }
+        Err(error) => {
+            progress.clear();
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Keeps freed memory for the next step instead of giving it back and fetching it anew: a tenth to a quarter of a
+/// step's time with glibc.
+fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator, before any other thread runs.
+    unsafe {
+        // The largest threshold glibc accepts without silently ignoring it.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
+/// Fixes the number of threads that compute, for the whole process.
+fn use_threads(threads: usize) {
+    // An error means that the pool exists already, which only happens where a command calls this twice.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
+}
+
+/// Flags that are short for `--set`, then the `--set` options themselves.
+#[derive(Default)]
+struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    fn add(&mut self, key: &str, value: Option<impl ToString>) -> &mut Self {
+        if let Some(value) = value {
+            self.0.push((key.to_owned(), value.to_string()));
+        }
+        self
+    }
+
+    fn common(&mut self, common: &Common) -> &mut Self {
+        self.add("seed", common.seed).add("threads", common.threads)
+    }
+
+    fn parsed(&mut self, settings: &[String]) -> Result<&mut Self> {
+        for setting in settings {
+            self.0.push(parse_setting(setting)?);
+        }
+        Ok(self)
+    }
+
+    fn load(&self, file: Option<&Path>) -> Result<Config> {
+        Config::load(file, &self.0)
+    }
+}
+
+/// What was found in a data set, in words.
+fn describe_data(dataset: &Dataset) -> String {
+    let Summary {
+        images,
+        formats,
+        sizes,
+        unreadable,
+        others,
+        cached,
+    } = &dataset.summary;
+    let formats: Vec<String> = formats
+        .iter()
+        .map(|(format, count)| format!("{count} {format}"))
+        .collect();
+    let sizes = match (sizes.first_key_value(), sizes.last_key_value()) {
+        (Some(((w, h), _)), Some(_)) if sizes.len() == 1 => format!("all {w}×{h}"),
+        (Some(((w, h), _)), Some(((w2, h2), _))) => {
+            format!("{} sizes from {w}×{h} to {w2}×{h2}", sizes.len())
+        }
+        _ => String::new(),
+    };
+    let classes = match dataset.classes.len() {
+        0 => "no classes".to_owned(),
+        count => format!("{count} classes"),
+    };
+    let mut text = format!(
+        "{}: {images} images ({}), {sizes}, {classes}, {} unreadable",
+        dataset.path().display(),
+        formats.join(", "),
+        unreadable.len()
+    );
+    if *others > 0 {
+        text += &format!(", {others} other files passed over");
+    }
+    if !unreadable.is_empty() {
+        text += &format!("; unreadable and left out:\n{}", dataset.summary.list_unreadable());
+    }
+    let (train, held_out) = (dataset.train.len(), dataset.held_out.len());
+    text += &match &dataset.split {
+        Split::Own { held_out: folder } => {
+            format!("\ntraining on {train}; the {held_out} of its folder `{folder}` are held out")
+        }
+        Split::Stratified { held_out: share } => format!(
+            "\ntraining on {train}; {held_out} are held out for evaluation ({:.0} % of each class, drawn with the seed)",
+            100.0 * share
+        ),
+        Split::None => format!("\ntraining on all {train}; nothing is held out, there are no classes to score"),
+    };
+    if !cached {
+        text += "\nthe decoded images do not fit into data.memory_mib and are decoded anew each epoch";
+    }
+    text
+}
+
+/// How a run ended, for people and for scripts.
+fn answer_of_run(outcome: &Outcome) -> Answer {
+    let run = outcome.run.display();
+    let (first, last) = outcome.losses.unzip();
+    let json = json!({
+        "run": outcome.run,
+        "steps": outcome.steps,
+        "planned_steps": outcome.planned,
+        "first_loss": first,
+        "last_loss": last,
+        "trivial_loss": outcome.trivial_loss,
+        "images_per_s": outcome.images_per_s,
+    });
+    if let Some(signal) = outcome.stopped().then(signals::received).flatten() {
+        return Answer {
+            exit_code: 128 + signal as u8,
+            json,
+            text: format!(
+                "stopped after step {} of {}; go on with `qbheat resume {run}`",
+                outcome.steps, outcome.planned
+            ),
+        };
+    }
+    let loss = match (first, last) {
+        (Some(first), Some(last)) => format!(
+            "loss {first:.4} to {last:.4} (trivial predictor {:.4}), {:.0} images/s",
+            outcome.trivial_loss, outcome.images_per_s
+        ),
+        _ => "nothing left to do".to_owned(),
+    };
+    Answer::done(
+        json,
+        format!(
+            "finished after {} steps: {loss}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
+            outcome.steps,
+            outcome.run.join(qbheat::train::ENCODER_FILE).display()
+        ),
+    )
+}
+
+/// A folder name that is not taken: `base`, `base-2`, `base-3`, ….
+fn free_folder(base: &str) -> PathBuf {
+    (1..)
+        .map(|number| match number {
+            1 => PathBuf::from(base),
+            _ => PathBuf::from(format!("{base}-{number}")),
+        })
+        .find(|path| !path.exists())
+        .expect("some number is free")
+}

@@ -1,0 +1,72 @@
+//! `qbheat pretrain`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qbheat::data::Dataset;
+use qbheat::error::Result;
+use qbheat::observe::Observer;
+use qbheat::pretrain::{self, Surroundings};
+use qbheat::train::RunFolder;
+
+use super::progress::Progress;
+use super::{Answer, Common, Settings, answer_of_run, describe_data, signals, use_threads};
+
+#[derive(Args)]
+pub struct Pretrain {
+    /// A folder of images, a .tar of them, or builtin:cifar10.
+    #[arg(long)]
+    data: PathBuf,
+    /// The run folder to make.
+    #[arg(long)]
+    out: PathBuf,
+    /// The network to pre-train.
+    #[arg(long)]
+    encoder: Option<String>,
+    /// A run or an encoder.safetensors to start from.
+    #[arg(long)]
+    init: Option<String>,
+    /// Side of the images in pixels [default: 64].
+    #[arg(long)]
+    image_size: Option<usize>,
+    /// Passes over the images [default: 100].
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Images a step [default: 128].
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// A TOML file of settings; flags and --set win over it.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// A setting, such as optim.learning_rate=3e-3; may be given often.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+impl Pretrain {
+    pub fn run(&self, progress: &Progress) -> Result<Answer> {
+        let config = Settings::default()
+            .common(&self.common)
+            .add("data.path", Some(self.data.display()))
+            .add("encoder.name", self.encoder.as_ref())
+            .add("encoder.init", self.init.as_ref())
+            .add("image_size", self.image_size)
+            .add("optim.epochs", self.epochs)
+            .add("optim.batch_size", self.batch_size)
+            .parsed(&self.settings)?
+            .load(self.config.as_deref())?;
+        use_threads(config.threads);
+        RunFolder::check_free(&self.out)?;
+        let dataset = Dataset::open(&config.data, config.seed, progress)?;
+        progress.note(&describe_data(&dataset));
+        signals::catch();
+        let around = Surroundings {
+            observer: progress,
+            stop: &|| signals::received().is_some(),
+        };
+        let outcome = pretrain::start(&config, &dataset, &self.out, &around)?;
+        Ok(answer_of_run(&outcome))
+    }
+}

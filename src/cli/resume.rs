@@ -1,0 +1,55 @@
+//! `qbheat resume`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qbheat::data::Dataset;
+use qbheat::error::{Error, Result};
+use qbheat::observe::Observer;
+use qbheat::pretrain::{self, Surroundings};
+use qbheat::train::RunFolder;
+
+use super::progress::Progress;
+use super::{Answer, Common, answer_of_run, describe_data, signals, use_threads};
+
+#[derive(Args)]
+pub struct Resume {
+    /// The run folder.
+    run: PathBuf,
+    /// A larger number of epochs, for runs whose schedule says how to go on.
+    #[arg(long)]
+    epochs: Option<usize>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+impl Resume {
+    pub fn run(&self, progress: &Progress) -> Result<Answer> {
+        let run = RunFolder::open(&self.run)?;
+        let config = pretrain::resumed_config(&run, self.epochs)?;
+        if let Some(seed) = self.common.seed.filter(|&seed| seed != config.seed) {
+            return Err(Error::Refused(format!(
+                "--seed {seed}: this run has seed {} and goes on with it",
+                config.seed
+            )));
+        }
+        let threads = self.common.threads.unwrap_or(config.threads);
+        if threads != config.threads {
+            progress.note(&format!(
+                "the run was started with {} threads; with {threads} its numbers may differ in the last digits from \
+                 those of an uninterrupted run",
+                config.threads
+            ));
+        }
+        use_threads(threads);
+        let dataset = Dataset::open(&config.data, config.seed, progress)?;
+        progress.note(&describe_data(&dataset));
+        signals::catch();
+        let around = Surroundings {
+            observer: progress,
+            stop: &|| signals::received().is_some(),
+        };
+        let outcome = pretrain::resume(run, &config, &dataset, &around)?;
+        Ok(answer_of_run(&outcome))
+    }
+}

@@ -1,0 +1,385 @@
+//! A run's configuration: defaults, overridden by a TOML file, overridden by `key=value` settings; checked here once.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::data::DataConfig;
+use crate::encoder;
+use crate::error::{Error, Result, nearest};
+use crate::heat::{Parametrisation, QbHeatConfig};
+use crate::train::{OptimConfig, RunConfig, Schedule};
+
+/// Everything a pre-training run depends on; stored complete as `config.toml` in the run folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Decides all that is random.
+    pub seed: u64,
+    /// Threads of the training step; 0 takes all cores.
+    pub threads: usize,
+    /// Side in pixels of the square images the network sees.
+    pub image_size: usize,
+    /// The pre-training method.
+    pub method: Method,
+    /// Where images come from and how they are prepared.
+    pub data: DataConfig,
+    /// The network to pre-train.
+    pub encoder: EncoderConfig,
+    /// The method's own choices.
+    pub qb_heat: QbHeatConfig,
+    /// How weights are updated.
+    pub optim: OptimConfig,
+    /// What is kept and watched along the way.
+    pub run: RunConfig,
+}
+
+/// The pre-training methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// arXiv 2211.13228.
+    QbHeat,
+}
+
+impl Method {
+    /// As typed and printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QbHeat => "qb-heat",
+        }
+    }
+}
+
+/// Which encoder, at which stride, from which weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncoderConfig {
+    /// A name from [`encoder::ENCODERS`].
+    pub name: String,
+    /// Image pixels per position of the feature map; 0 chooses the one that gives an 8×8 map.
+    pub stride: usize,
+    /// A run folder or an `encoder.safetensors` to start from; empty for fresh weights.
+    pub init: PathBuf,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self {
+            name: encoder::ENCODERS[0].name.to_owned(),
+            stride: 0,
+            init: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            threads: 0,
+            image_size: 64,
+            method: Method::QbHeat,
+            data: DataConfig::default(),
+            encoder: EncoderConfig::default(),
+            qb_heat: QbHeatConfig::default(),
+            optim: OptimConfig::default(),
+            run: RunConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
+    pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
+        let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
+        if let Some(path) = file {
+            let at = |message: String| Error::Config {
+                path: path.to_owned(),
+                message,
+            };
+            let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Error::Missing {
+                    path: path.to_owned(),
+                    flag: "--config",
+                },
+                _ => at(error.to_string()),
+            })?;
+            let layer: Table = text.parse().map_err(|error| at(format!("{error}")))?;
+            merge(&mut table, layer, "").map_err(|error| at(error.to_string()))?;
+        }
+        for (key, value) in settings {
+            set(&mut table, key, value)?;
+        }
+        check_choices(&table)?;
+        let mut config: Self = table.try_into().map_err(|error| Error::Value {
+            key: "configuration".into(),
+            value: "…".into(),
+            expected: format!("{error}"),
+        })?;
+        config.resolve()?;
+        Ok(config)
+    }
+
+    /// As text, complete.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is valid TOML")
+    }
+
+    /// Fills in what depends on the machine or on other keys, and checks every value.
+    pub fn resolve(&mut self) -> Result<()> {
+        if self.threads == 0 {
+            self.threads = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+        let encoder = encoder::find(&self.encoder.name)?;
+        if self.encoder.stride == 0 {
+            self.encoder.stride = encoder.default_stride(self.image_size);
+        }
+        encoder.check_stride(self.encoder.stride)?;
+        let cell = 2 * self.encoder.stride;
+        require(
+            self.image_size > 0 && self.image_size.is_multiple_of(cell),
+            "image_size",
+            self.image_size,
+            &format!(
+                "a multiple of twice the stride (2·{} = {cell}), {} say",
+                self.encoder.stride,
+                (self.image_size.div_ceil(cell) * cell).max(cell)
+            ),
+        )?;
+        let decoder = &self.qb_heat.decoder;
+        require(
+            decoder.heads > 0,
+            "qb_heat.decoder.heads",
+            decoder.heads,
+            "at least 1",
+        )?;
+        require(
+            decoder.width > 0
+                && decoder.width.is_multiple_of(4)
+                && decoder.width.is_multiple_of(decoder.heads),
+            "qb_heat.decoder.width",
+            decoder.width,
+            "a multiple of 4 and of qb_heat.decoder.heads",
+        )?;
+        require(
+            self.qb_heat.visible_weight >= 0.0 && self.qb_heat.visible_weight.is_finite(),
+            "qb_heat.visible_weight",
+            self.qb_heat.visible_weight,
+            "a number from 0 up",
+        )?;
+        self.data.check()?;
+        self.optim.check()?;
+        let longest_warmup = self.optim.epochs as f64 / 10.0;
+        self.optim.warmup_epochs = self.optim.warmup_epochs.min(longest_warmup);
+        self.run.check()
+    }
+}
+
+/// An error that names the key unless `holds`.
+pub(crate) fn require(
+    holds: bool,
+    key: &str,
+    value: impl std::fmt::Display,
+    expected: &str,
+) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::Value {
+        key: key.to_owned(),
+        value: value.to_string(),
+        expected: expected.to_owned(),
+    })
+}
+
+/// Splits `key=value`.
+pub fn parse_setting(text: &str) -> Result<(String, String)> {
+    text.split_once('=')
+        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
+        .ok_or_else(|| Error::Setting(text.to_owned()))
+}
+
+fn merge(base: &mut Table, layer: Table, prefix: &str) -> Result<()> {
+    for (name, value) in layer {
+        let key = format!("{prefix}{name}");
+        let Some(old) = base.get_mut(&name) else {
+            let known = base.keys().map(|known| format!("{prefix}{known}"));
+            return Err(Error::Unknown {
+                what: "key",
+                nearest: nearest(&key, known),
+                given: key,
+            });
+        };
+        match (old, value) {
+            (Value::Table(old), Value::Table(value)) => merge(old, value, &format!("{key}."))?,
+            (old, value) => *old = convert(&key, old, value)?,
+        }
+    }
+    Ok(())
+}
+
+fn set(table: &mut Table, key: &str, text: &str) -> Result<()> {
+    let parts: Vec<&str> = key.split('.').collect();
+    // A name or path that looks like a number is still a name.
+    let innermost = if expects_text(table, &parts) {
+        Value::String(text.to_owned())
+    } else {
+        parse_value(text)
+    };
+    let nested = parts.iter().rev().fold(innermost, |value, part| {
+        Value::Table(Table::from_iter([((*part).to_owned(), value)]))
+    });
+    let Value::Table(layer) = nested else {
+        unreachable!("a key has at least one part")
+    };
+    merge(table, layer, "")
+}
+
+fn expects_text(table: &Table, parts: &[&str]) -> bool {
+    let mut value = table.get(parts[0]);
+    for part in &parts[1..] {
+        value = value.and_then(|value| value.get(part));
+    }
+    matches!(value, Some(Value::String(_)))
+}
+
+fn parse_value(text: &str) -> Value {
+    format!("value = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn convert(key: &str, old: &Value, new: Value) -> Result<Value> {
+    match (old, new) {
+        (Value::Float(_), Value::Integer(number)) => Ok(Value::Float(number as f64)),
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+            let converted = old.iter().zip(new).map(|(old, new)| convert(key, old, new));
+            Ok(Value::Array(converted.collect::<Result<_>>()?))
+        }
+        (Value::Array(old), new) => Err(Error::Value {
+            key: key.to_owned(),
+            value: new.to_string(),
+            expected: format!("a list of {} values", old.len()),
+        }),
+        (Value::Integer(_), Value::Integer(number)) if number < 0 => Err(Error::Value {
+            key: key.to_owned(),
+            value: number.to_string(),
+            expected: "a whole number from 0 up".into(),
+        }),
+        (old, new) if old.same_type(&new) => Ok(new),
+        (old, new) => Err(Error::Value {
+            key: key.to_owned(),
+            value: new.to_string(),
+            expected: match old {
+                Value::Integer(_) => "a whole number from 0 up".into(),
+                Value::Float(_) => "a number".into(),
+                Value::Boolean(_) => "true or false".into(),
+                Value::Table(_) => "a section of keys".into(),
+                _ => "text".into(),
+            },
+        }),
+    }
+}
+
+fn check_choices(table: &Table) -> Result<()> {
+    use Parametrisation::*;
+    let choices = [
+        ("method", names(&[Method::QbHeat])),
+        (
+            "qb_heat.propagator",
+            names(&[Signed, Separate, Exponential, NormLinear]),
+        ),
+        (
+            "optim.schedule",
+            names(&[Schedule::Cosine, Schedule::Constant]),
+        ),
+    ];
+    for (key, allowed) in choices {
+        let mut value = &Value::Table(table.clone());
+        for part in key.split('.') {
+            value = &value[part];
+        }
+        let given = value.as_str().unwrap_or_default();
+        if !allowed.iter().any(|name| name == given) {
+            return Err(Error::Value {
+                key: key.to_owned(),
+                value: given.to_owned(),
+                expected: format!(
+                    "one of {}{}",
+                    allowed.join(", "),
+                    nearest(given, &allowed)
+                        .map(|name| format!("; did you mean `{name}`?"))
+                        .unwrap_or_default()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn names<T: Serialize>(variants: &[T]) -> Vec<String> {
+    variants
+        .iter()
+        .filter_map(|variant| Value::try_from(variant).ok()?.as_str().map(str::to_owned))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(settings: &[&str]) -> Result<Config> {
+        let settings: Result<Vec<_>> = settings.iter().map(|s| parse_setting(s)).collect();
+        Config::load(None, &settings?)
+    }
+
+    fn message(settings: &[&str]) -> String {
+        load(settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_resolved_configuration_survives_the_way_through_its_file() {
+        let config = load(&["image_size=32", "optim.learning_rate=1", "encoder.init=7"]).unwrap();
+        assert_eq!(config.encoder.stride, 4);
+        assert_eq!(config.encoder.init, PathBuf::from("7"));
+        let back: Config = toml::from_str(&config.to_toml()).unwrap();
+        assert_eq!(back, config);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_the_nearest_valid_one() {
+        let text = message(&["optim.epoch=3"]);
+        assert!(text.contains("`optim.epoch`") && text.contains("`optim.epochs`"), "{text}");
+        let text = message(&["qbheat.propagator=signed"]);
+        assert!(text.contains("`qb_heat`"), "{text}");
+    }
+
+    #[test]
+    fn a_misspelt_value_is_named_with_the_nearest_valid_one() {
+        let text = message(&["qb_heat.propagator=sined"]);
+        assert!(text.contains("qb_heat.propagator") && text.contains("`signed`"), "{text}");
+        let text = message(&["encoder.name=mobilnet-tiny"]);
+        assert!(text.contains("`mobilenet-tiny`"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_type_or_range_names_the_key() {
+        for (setting, expected) in [
+            ("optim.epochs=many", "whole number"),
+            ("optim.epochs=-1", "whole number"),
+            ("optim.batch_size=0", "at least"),
+            ("image_size=60", "twice the stride"),
+            ("encoder.stride=16", "strides of mobilenet-tiny"),
+            ("optim.betas=0.9", "list of 2"),
+            ("qb_heat.normalise_patches=1", "true or false"),
+        ] {
+            let key = setting.split('=').next().unwrap();
+            let text = message(&[setting]);
+            assert!(text.contains(key) && text.contains(expected), "{setting}: {text}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! From a picture to what the network sees.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::{DataConfig, Picture};
+
+/// Mean of each colour over ImageNet, of values from 0 to 1.
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Standard deviation of each colour over ImageNet.
+pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+const CROP_TRIES: usize = 10;
+
+/// A crop box in pixels.
+struct Crop {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+/// A random resized crop and a random horizontal flip: `3·size·size` bytes, colour by colour.
+///
+/// The crop is torchvision's: an area share from `crop_scale` and a ratio from `crop_ratio` (log-uniform), tried up to
+/// ten times, else the largest centred crop within the ratio's bounds.
+pub fn random_view(
+    picture: &Picture,
+    size: usize,
+    config: &DataConfig,
+    random: &mut ChaCha8Rng,
+) -> Vec<u8> {
+    let crop = random_crop(picture, config, random);
+    let flip = random.random_bool(config.flip);
+    resize(picture, &crop, size, flip)
+}
+
+/// The whole image for evaluation: the centred square over its shorter side, resized.
+pub fn whole_view(picture: &Picture, size: usize) -> Vec<u8> {
+    resize(picture, &centred(picture, 1.0), size, false)
+}
+
+/// Bytes of a view to the numbers a network sees: each colour minus its mean, over its deviation.
+pub fn normalise(view: &[u8], into: &mut Vec<f32>) {
+    let plane = view.len() / 3;
+    for (colour, values) in view.chunks_exact(plane).enumerate() {
+        let (mean, scale) = (MEAN[colour], 1.0 / STD[colour]);
+        into.extend(values.iter().map(|&v| (f32::from(v) / 255.0 - mean) * scale));
+    }
+}
+
+fn random_crop(picture: &Picture, config: &DataConfig, random: &mut ChaCha8Rng) -> Crop {
+    let (width, height) = (f64::from(picture.width), f64::from(picture.height));
+    let [least, largest] = config.crop_scale;
+    let [narrow, wide] = config.crop_ratio.map(f64::ln);
+    for _ in 0..CROP_TRIES {
+        let area = width * height * random.random_range(least..=largest);
+        let ratio = random.random_range(narrow..=wide).exp();
+        let (w, h) = ((area * ratio).sqrt(), (area / ratio).sqrt());
+        if w <= width && h <= height {
+            return Crop {
+                left: random.random::<f64>() * (width - w),
+                top: random.random::<f64>() * (height - h),
+                width: w,
+                height: h,
+            };
+        }
+    }
+    let ratio = (width / height).clamp(config.crop_ratio[0], config.crop_ratio[1]);
+    centred(picture, ratio)
+}
+
+/// The largest centred crop of this ratio of width to height.
+fn centred(picture: &Picture, ratio: f64) -> Crop {
+    let (width, height) = (f64::from(picture.width), f64::from(picture.height));
+    let (w, h) = (width.min(height * ratio), height.min(width / ratio));
+    Crop {
+        left: (width - w) / 2.0,
+        top: (height - h) / 2.0,
+        width: w,
+        height: h,
+    }
+}
+
+fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
+    let side = u32::try_from(size).expect("an image's side is small");
+    let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
+        .expect("a picture has three bytes a pixel");
+    let mut target = Image::new(side, side, PixelType::U8x3);
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+        .crop(crop.left, crop.top, crop.width, crop.height);
+    Resizer::new()
+        .resize(&source, &mut target, &options)
+        .expect("the crop lies within the picture");
+    let pixels = target.buffer();
+    let mut view = vec![0; 3 * size * size];
+    for (colour, plane) in view.chunks_exact_mut(size * size).enumerate() {
+        for (y, row) in plane.chunks_exact_mut(size).enumerate() {
+            for (x, value) in row.iter_mut().enumerate() {
+                let x = if flip { size - 1 - x } else { x };
+                *value = pixels[(y * size + x) * 3 + colour];
+            }
+        }
+    }
+    view
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    fn gradient(width: u32, height: u32) -> Picture {
+        let rgb = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7]))
+            .collect();
+        Picture { width, height, rgb }
+    }
+
+    #[test]
+    fn a_view_at_the_pictures_own_size_is_the_picture() {
+        let picture = gradient(8, 8);
+        let view = whole_view(&picture, 8);
+        for (i, pixel) in picture.rgb.chunks(3).enumerate() {
+            assert_eq!([view[i], view[64 + i], view[128 + i]], *pixel);
+        }
+    }
+
+    #[test]
+    fn a_wide_picture_is_seen_through_its_central_square() {
+        let view = whole_view(&gradient(16, 8), 8);
+        assert_eq!((view[0], view[7]), (4, 11));
+    }
+
+    #[test]
+    fn crops_stay_inside_and_keep_area_and_ratio() {
+        let config = DataConfig::default();
+        let picture = gradient(100, 60);
+        for index in 0..500 {
+            let crop = random_crop(&picture, &config, &mut stream(0, Purpose::Augmentation, 0, index));
+            let share = crop.width * crop.height / 6000.0;
+            let ratio = crop.width / crop.height;
+            assert!((0.299..=1.001).contains(&share), "{share}");
+            assert!((0.749..=1.334).contains(&ratio), "{ratio}");
+            assert!(crop.left >= 0.0 && crop.left + crop.width <= 100.0 + 1e-9);
+            assert!(crop.top >= 0.0 && crop.top + crop.height <= 60.0 + 1e-9);
+        }
+    }
+
+    #[test]
+    fn half_of_the_views_are_flipped() {
+        let config = DataConfig {
+            crop_scale: [1.0, 1.0],
+            crop_ratio: [1.0, 1.0],
+            ..DataConfig::default()
+        };
+        let picture = gradient(8, 8);
+        let flipped = (0..400)
+            .filter(|&index| {
+                let mut random = stream(0, Purpose::Augmentation, 0, index);
+                random_view(&picture, 8, &config, &mut random)[0] == 7
+            })
+            .count();
+        assert!((150..=250).contains(&flipped), "{flipped}");
+    }
+}

@@ -1,0 +1,97 @@
+//! Images: where they come from, decoding, augmentation, batches in a fixed order.
+
+mod augment;
+mod dataset;
+mod decode;
+mod loader;
+mod source;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::require;
+use crate::error::Result;
+
+pub use augment::{MEAN, STD, normalise, random_view, whole_view};
+pub use dataset::{Dataset, Images, Split, Summary};
+pub use decode::Picture;
+pub use loader::{Batch, Loader, LoaderConfig};
+pub use source::BUILTIN;
+
+/// Where images come from and how they are prepared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// A folder, a `.tar`, or `builtin:cifar10`.
+    pub path: PathBuf,
+    /// Threads that decode and augment beside the training step.
+    pub loader_threads: usize,
+    /// The decoded images are kept in memory where they fit into this many MiB.
+    pub memory_mib: u64,
+    /// More unreadable images than this share stop the run before it starts.
+    pub max_bad_share: f64,
+    /// Share of the images held out for evaluation where the data has no split of its own but has classes.
+    pub held_out: f64,
+    /// Least and largest share of the image's area in a random crop.
+    pub crop_scale: [f64; 2],
+    /// Narrowest and widest ratio of width to height of a random crop.
+    pub crop_ratio: [f64; 2],
+    /// Probability of a horizontal flip.
+    pub flip: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            loader_threads: 1,
+            memory_mib: 2048,
+            max_bad_share: 0.1,
+            held_out: 0.1,
+            crop_scale: [0.3, 1.0],
+            crop_ratio: [0.75, 4.0 / 3.0],
+            flip: 0.5,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Whether every value is usable.
+    pub(crate) fn check(&self) -> Result<()> {
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        require(
+            self.loader_threads > 0,
+            "data.loader_threads",
+            self.loader_threads,
+            "at least 1",
+        )?;
+        require(
+            share(self.max_bad_share),
+            "data.max_bad_share",
+            self.max_bad_share,
+            "a share from 0 to 1",
+        )?;
+        require(
+            (0.0..1.0).contains(&self.held_out),
+            "data.held_out",
+            self.held_out,
+            "a share from 0 to below 1",
+        )?;
+        let [least, largest] = self.crop_scale;
+        require(
+            0.0 < least && least <= largest && largest <= 1.0,
+            "data.crop_scale",
+            format!("{:?}", self.crop_scale),
+            "two shares of the area, the smaller first, above 0 and up to 1",
+        )?;
+        let [narrow, wide] = self.crop_ratio;
+        require(
+            0.0 < narrow && narrow <= wide && wide.is_finite(),
+            "data.crop_ratio",
+            format!("{:?}", self.crop_ratio),
+            "two numbers above 0, the smaller first",
+        )?;
+        require(share(self.flip), "data.flip", self.flip, "a probability from 0 to 1")
+    }
+}

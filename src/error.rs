@@ -1,0 +1,132 @@
+//! What can go wrong, each with what to do about it.
+
+use std::path::{Path, PathBuf};
+
+use crate::nn::StateError;
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One variant for each way to be wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("unknown {what} `{given}`{}", suggestion(nearest))]
+    Unknown {
+        what: &'static str,
+        given: String,
+        nearest: Option<String>,
+    },
+    #[error("{key} = {value}: expected {expected}")]
+    Value {
+        key: String,
+        value: String,
+        expected: String,
+    },
+    #[error("`{0}` is not of the form key=value; write for example --set optim.epochs=20")]
+    Setting(String),
+    #[error("{}: {message}", path.display())]
+    Config { path: PathBuf, message: String },
+    #[error("{}: no such file or folder; check the path given to {flag}", path.display())]
+    Missing { path: PathBuf, flag: &'static str },
+    #[error("{}: {message}", path.display())]
+    Data { path: PathBuf, message: String },
+    #[error(
+        "{bad} of {all} images are unreadable, more than data.max_bad_share = {allowed} allows; repair or remove \
+         them, or raise it with --set data.max_bad_share=…:\n{list}"
+    )]
+    TooManyBad {
+        bad: usize,
+        all: usize,
+        allowed: f64,
+        list: String,
+    },
+    #[error(
+        "optim.batch_size = {batch_size}: the data set has only {images} images to train on; use a smaller batch"
+    )]
+    BatchTooLarge { batch_size: usize, images: usize },
+    #[error("{}: not a run folder (it has no {missing}); `qbheat pretrain --out {}` makes one", path.display(), path.display())]
+    NotARun { path: PathBuf, missing: &'static str },
+    #[error("{}: this run exists already; go on with `qbheat resume {}`, or choose another --out", path.display(), path.display())]
+    RunExists { path: PathBuf },
+    #[error("{}: the folder is not empty and is no run; choose another --out", path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("{}: no checkpoint verifies; start again with `qbheat pretrain`{problems}", path.display())]
+    NoCheckpoint { path: PathBuf, problems: String },
+    #[error("{}: {source}", path.display())]
+    Weights { path: PathBuf, source: StateError },
+    #[error("{}: {message}", path.display())]
+    Foreign { path: PathBuf, message: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error(
+        "the loss or a gradient became infinite or NaN in step {step} (loss {loss}, gradient norm {gradient_norm}); \
+         the weights were left as they were before it. Lower optim.learning_rate or optim.clip_norm"
+    )]
+    NonFinite {
+        step: u64,
+        loss: f64,
+        gradient_norm: f64,
+    },
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("drawing a plot failed: {0}")]
+    Plot(String),
+}
+
+impl Error {
+    /// 2 where the command was given wrongly, 1 where the work failed.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unknown { .. }
+            | Self::Value { .. }
+            | Self::Setting(_)
+            | Self::Config { .. }
+            | Self::Missing { .. }
+            | Self::BatchTooLarge { .. }
+            | Self::NotARun { .. }
+            | Self::RunExists { .. }
+            | Self::NotEmpty { .. }
+            | Self::Refused(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// Names the file of an I/O error.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Names the data set of a complaint.
+    pub fn data(path: &Path, message: impl Into<String>) -> Self {
+        Self::Data {
+            path: path.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+fn suggestion(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map(|name| format!("; did you mean `{name}`?"))
+        .unwrap_or_default()
+}
+
+/// The candidate that looks most like `given`.
+pub fn nearest<S: AsRef<str>>(given: &str, candidates: impl IntoIterator<Item = S>) -> Option<String> {
+    candidates
+        .into_iter()
+        .map(|name| {
+            let similarity = strsim::jaro_winkler(given, name.as_ref());
+            (similarity, name)
+        })
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name.as_ref().to_owned())
+}

@@ -1,0 +1,20 @@
+//! The paper: "Self-Supervised Learning based on Heat Equation" (arXiv 2211.13228), and nothing else.
+//!
+//! An encoder's feature map `z(x, y)` is taken to obey `z_x = A z` and `z_y = B z`. By finite differences,
+//! `z(x + Δx, y) = (I + Δx A) z(x, y)` and `z(x, y + Δy) = (I + Δy B) z(x, y)`: the features of one visible quarter
+//! of an image predict, linearly and position by position, those of the three masked quarters. A decoder turns the
+//! four quarters into pixels, and the error on the masked ones trains everything.
+
+mod decoder;
+mod objective;
+mod propagator;
+mod qb_heat;
+mod quarter;
+
+pub use decoder::{Decoder, DecoderConfig};
+pub use objective::{
+    normalise_patches, patches, patch_statistics, unpatch, weighted_mean_squared_error,
+};
+pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
+pub use qb_heat::{QbHeat, QbHeatConfig, Reconstruction};
+pub use quarter::{Quadrant, Quarters, assemble, sort_by_quadrant, visible_quarters, weights};

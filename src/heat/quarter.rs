@@ -1,0 +1,217 @@
+//! Quadrants: cropping the visible one, putting four together.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// A quarter of an image, or of a feature map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Quadrant {
+    /// Small x, small y.
+    TopLeft,
+    /// Large x, small y.
+    TopRight,
+    /// Small x, large y.
+    BottomLeft,
+    /// Large x, large y.
+    BottomRight,
+}
+
+impl Quadrant {
+    /// In the order in which [`sort_by_quadrant`] groups a batch.
+    pub const ALL: [Self; 4] = [
+        Self::TopLeft,
+        Self::TopRight,
+        Self::BottomLeft,
+        Self::BottomRight,
+    ];
+
+    /// In the right half?
+    pub fn is_right(self) -> bool {
+        matches!(self, Self::TopRight | Self::BottomRight)
+    }
+
+    /// In the lower half?
+    pub fn is_lower(self) -> bool {
+        matches!(self, Self::BottomLeft | Self::BottomRight)
+    }
+
+    /// Where it starts, in halves: (row, column).
+    pub fn cell(self) -> (usize, usize) {
+        (usize::from(self.is_lower()), usize::from(self.is_right()))
+    }
+}
+
+/// How many images of a sorted batch show each quadrant, in the order of [`Quadrant::ALL`].
+pub type GroupSizes = [usize; 4];
+
+/// Sorts a batch so that images with the same visible quadrant stand together: the sorted images, the size of each
+/// group, and for each sorted place the place it came from.
+///
+/// `images`: `[N, C, H, W]`; `visible`: one quadrant an image.
+pub fn sort_by_quadrant(
+    images: Tensor<4>,
+    visible: &[Quadrant],
+) -> (Tensor<4>, GroupSizes, Vec<usize>) {
+    let mut order: Vec<usize> = (0..visible.len()).collect();
+    order.sort_by_key(|&i| visible[i]);
+    let sizes = Quadrant::ALL.map(|quadrant| visible.iter().filter(|&&v| v == quadrant).count());
+    let indices: Vec<i32> = order.iter().map(|&i| i as i32).collect();
+    let count = indices.len();
+    let indices =
+        Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &images.device());
+    (images.select(0, indices), sizes, order)
+}
+
+/// The non-empty groups of a sorted batch: quadrant and range of places.
+pub(super) fn groups(
+    sizes: &GroupSizes,
+) -> impl Iterator<Item = (Quadrant, std::ops::Range<usize>)> {
+    let mut start = 0;
+    Quadrant::ALL
+        .into_iter()
+        .zip(*sizes)
+        .map(move |(quadrant, size)| {
+            start += size;
+            (quadrant, start - size..start)
+        })
+        .filter(|(_, range)| !range.is_empty())
+}
+
+/// Cuts out of each image its visible quadrant: `[N, C, H, W]`, sorted, to `[N, C, H/2, W/2]`.
+pub fn visible_quarters(images: &Tensor<4>, sizes: &GroupSizes) -> Tensor<4> {
+    let [_, channels, height, width] = images.dims();
+    let (h, w) = (height / 2, width / 2);
+    let quarters = groups(sizes).map(|(quadrant, range)| {
+        let (row, column) = quadrant.cell();
+        images.clone().slice([
+            range,
+            0..channels,
+            row * h..(row + 1) * h,
+            column * w..(column + 1) * w,
+        ])
+    });
+    Tensor::cat(quarters.collect(), 0)
+}
+
+/// The features of all four quarters, named by where they lie from the visible one; each `[N, T, C]`.
+pub struct Quarters {
+    /// What the encoder made of the visible quarter.
+    pub visible: Tensor<3>,
+    /// Predicted for the quarter in the same rows.
+    pub beside: Tensor<3>,
+    /// Predicted for the quarter in the same columns.
+    pub above_or_below: Tensor<3>,
+    /// Predicted for the quarter across.
+    pub diagonal: Tensor<3>,
+}
+
+/// Puts four quarters of `[h, w]` positions each where they belong when `visible` is the visible one:
+/// `[N, 4·h·w, C]`, row by row over the whole map.
+pub fn assemble(quarters: Quarters, visible: Quadrant, [h, w]: [usize; 2]) -> Tensor<3> {
+    let [n, _, c] = quarters.visible.dims();
+    let row = |left: Tensor<3>, right: Tensor<3>| {
+        let grid = |part: Tensor<3>| part.reshape([n, h, w, c]);
+        let (left, right) = if visible.is_right() {
+            (right, left)
+        } else {
+            (left, right)
+        };
+        Tensor::cat(vec![grid(left), grid(right)], 2)
+    };
+    let with_visible = row(quarters.visible, quarters.beside);
+    let other = row(quarters.above_or_below, quarters.diagonal);
+    let rows = if visible.is_lower() {
+        vec![other, with_visible]
+    } else {
+        vec![with_visible, other]
+    };
+    Tensor::cat(rows, 1).reshape([n, 4 * h * w, c])
+}
+
+/// The weight of each position in the loss, `[N, 4·h·w]` for a sorted batch: 1 on masked quarters, `visible_weight`
+/// on the visible one.
+pub fn weights(
+    sizes: &GroupSizes,
+    [h, w]: [usize; 2],
+    visible_weight: f32,
+    device: &Device,
+) -> Tensor<2> {
+    let mut values = Vec::with_capacity(sizes.iter().sum::<usize>() * 4 * h * w);
+    for (quadrant, range) in groups(sizes) {
+        let (row, column) = quadrant.cell();
+        for _ in range {
+            for y in 0..2 * h {
+                for x in 0..2 * w {
+                    let inside = y / h == row && x / w == column;
+                    values.push(if inside { visible_weight } else { 1.0 });
+                }
+            }
+        }
+    }
+    let count = sizes.iter().sum();
+    Tensor::from_data(TensorData::new(values, [count, 4 * h * w]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One image, one channel; pixel values are their own index.
+    fn counting(side: usize, device: &Device) -> Tensor<4> {
+        let values: Vec<f32> = (0..side * side).map(|v| v as f32).collect();
+        Tensor::from_data(TensorData::new(values, [1, 1, side, side]), device)
+    }
+
+    #[test]
+    fn cropping_and_assembling_are_inverse() {
+        let device = Device::flex();
+        let image = counting(4, &device);
+        let whole: Vec<f32> = image.to_data().into_vec().unwrap();
+        for visible in Quadrant::ALL {
+            let quarter = |right: bool, lower: bool| {
+                let quadrant = Quadrant::ALL
+                    .into_iter()
+                    .find(|q| q.is_right() == right && q.is_lower() == lower)
+                    .unwrap();
+                let mut sizes = [0; 4];
+                sizes[quadrant as usize] = 1;
+                visible_quarters(&image, &sizes).reshape([1, 4, 1])
+            };
+            let (right, lower) = (visible.is_right(), visible.is_lower());
+            let quarters = Quarters {
+                visible: quarter(right, lower),
+                beside: quarter(!right, lower),
+                above_or_below: quarter(right, !lower),
+                diagonal: quarter(!right, !lower),
+            };
+            let map = assemble(quarters, visible, [2, 2]);
+            assert_eq!(map.into_data().into_vec::<f32>().unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn weights_are_zero_exactly_on_the_visible_quarter() {
+        let values = weights(&[0, 1, 0, 0], [1, 2], 0.0, &Device::flex());
+        assert_eq!(
+            values.into_data().into_vec::<f32>().unwrap(),
+            [1., 1., 0., 0., 1., 1., 1., 1.]
+        );
+    }
+
+    #[test]
+    fn sorting_keeps_the_order_within_a_quadrant() {
+        use Quadrant::*;
+        let device = Device::flex();
+        let images = Tensor::<4>::from_data(
+            TensorData::new(vec![0f32, 1., 2., 3., 4.], [5, 1, 1, 1]),
+            &device,
+        );
+        let (sorted, sizes, order) =
+            sort_by_quadrant(images, &[BottomRight, TopLeft, BottomRight, TopRight, TopLeft]);
+        assert_eq!(order, [1, 4, 3, 0, 2]);
+        assert_eq!(sizes, [2, 1, 0, 2]);
+        assert_eq!(
+            sorted.into_data().into_vec::<f32>().unwrap(),
+            [1., 4., 3., 0., 2.]
+        );
+    }
+}

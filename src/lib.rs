@@ -1,0 +1,22 @@
+//! QB-Heat (arXiv 2211.13228): self-supervised pre-training of light vision networks.
+//!
+//! [`heat`] is the paper; [`pretrain`] runs it on a folder of images; [`probe`] says what the features are worth.
+#![warn(missing_docs)]
+
+pub mod config;
+pub mod data;
+pub mod encoder;
+pub mod error;
+pub mod heat;
+pub mod nn;
+pub mod observe;
+pub mod pretrain;
+pub mod probe;
+pub mod random;
+pub mod train;
+pub mod weights;
+
+/// The device that everything runs on.
+pub fn device() -> burn::tensor::Device {
+    burn::tensor::Device::flex()
+}

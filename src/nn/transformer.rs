@@ -1,0 +1,71 @@
+//! The transformer block of the decoder and of the tran-1 probe.
+
+use burn::module::Module;
+use burn::nn::{LayerNorm, Linear};
+use burn::tensor::Tensor;
+use burn::tensor::activation::{gelu, softmax};
+
+use super::Init;
+
+const MLP_RATIO: usize = 4;
+
+/// A pre-norm transformer block: self-attention, then a two-layer perceptron with GELU, both with a skip
+/// (Vaswani et al., arXiv 1706.03762; pre-norm as in ViT, arXiv 2010.11929).
+#[derive(Module, Debug)]
+pub struct TransformerBlock {
+    /// In front of the attention.
+    pub norm1: LayerNorm,
+    /// Queries, keys and values at once: width to 3·width.
+    pub qkv: Linear,
+    /// Behind the attention.
+    pub projection: Linear,
+    /// In front of the perceptron.
+    pub norm2: LayerNorm,
+    /// width to 4·width.
+    pub fc1: Linear,
+    /// 4·width to width.
+    pub fc2: Linear,
+    heads: usize,
+}
+
+impl TransformerBlock {
+    /// `width` must be a multiple of `heads`.
+    pub fn new(width: usize, heads: usize, init: &mut Init) -> Self {
+        Self {
+            norm1: init.layer_norm(width),
+            qkv: init.linear(width, 3 * width),
+            projection: init.linear(width, width),
+            norm2: init.layer_norm(width),
+            fc1: init.linear(width, MLP_RATIO * width),
+            fc2: init.linear(MLP_RATIO * width, width),
+            heads,
+        }
+    }
+
+    /// `[N, T, width]` to the same shape.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = x.clone() + self.attention(self.norm1.forward(x));
+        let hidden = gelu(self.fc1.forward(self.norm2.forward(x.clone())));
+        x + self.fc2.forward(hidden)
+    }
+
+    fn attention(&self, x: Tensor<3>) -> Tensor<3> {
+        let [n, t, width] = x.dims();
+        let per_head = width / self.heads;
+        let qkv = self
+            .qkv
+            .forward(x)
+            .reshape([n, t, 3, self.heads, per_head])
+            .permute([2, 0, 3, 1, 4]);
+        let part = |i: usize| {
+            qkv.clone()
+                .slice_dim(0, i..i + 1)
+                .reshape([n, self.heads, t, per_head])
+        };
+        let (q, k, v) = (part(0), part(1), part(2));
+        let scores = (q * (per_head as f32).powf(-0.5)).matmul(k.transpose());
+        let mixed = softmax(scores, 3).matmul(v);
+        self.projection
+            .forward(mixed.swap_dims(1, 2).reshape([n, t, width]))
+    }
+}

@@ -1,0 +1,109 @@
+//! Fine-tuning: the encoder is the start, everything is trained.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Tensor, TensorData};
+
+use super::features::whole_images;
+use super::tran1::cross_entropy;
+use super::{ProbeConfig, ProbeData, Scores};
+use crate::data::{DataConfig, Loader, LoaderConfig};
+use crate::encoder::Encoder;
+use crate::error::Result;
+use crate::nn::Init;
+use crate::observe::Observer;
+use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+
+const BATCH: usize = 64;
+const LEARNING_RATE: f64 = 1e-3;
+const WEIGHT_DECAY: f64 = 0.05;
+
+/// An encoder with mean pooling and a linear classifier.
+#[derive(Module, Debug)]
+struct Classifier {
+    encoder: Encoder,
+    classifier: Linear,
+}
+
+impl Classifier {
+    /// `[N, 3, H, W]` to `[N, classes]`.
+    fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        let map = self.encoder.forward(images);
+        let [n, c, h, w] = map.dims();
+        let pooled = map.reshape([n, c, h * w]).mean_dim(2);
+        self.classifier.forward(pooled.squeeze_dim::<2>(2))
+    }
+}
+
+/// Scores of the held-out images by a network trained on the others, with random crops and flips.
+pub fn finetune(
+    encoder: &Encoder,
+    data: &ProbeData,
+    config: &ProbeConfig,
+    observer: &dyn Observer,
+) -> Result<Scores> {
+    let device = crate::device().autodiff();
+    let part = &data.train;
+    let batch = BATCH.min(part.indices.len());
+    let per_epoch = part.indices.len() / batch;
+    let total_steps = (config.epochs * per_epoch) as u64;
+    let mut label_of = vec![0; part.dataset.images.len()];
+    for (&index, &label) in part.indices.iter().zip(&part.labels) {
+        label_of[index] = label;
+    }
+    let classifier = Init::new(config.seed, &device).linear(encoder.channels(), data.classes.len());
+    let state = TrainState {
+        model: Classifier {
+            encoder: encoder.clone().unfreeze().train(),
+            classifier,
+        },
+        optimizer: AdamW::new(AdamWConfig {
+            betas: [0.9, 0.999],
+            weight_decay: WEIGHT_DECAY,
+            clip_norm: 0.0,
+        }),
+        step: 0,
+    };
+    let rate = LearningRate {
+        peak: LEARNING_RATE,
+        warmup_steps: per_epoch as u64 / 2,
+        total_steps,
+        schedule: Schedule::Cosine,
+    };
+    let loading = LoaderConfig {
+        seed: config.seed,
+        image_size: config.image_size,
+        batch_size: batch,
+        data: DataConfig::default(),
+    };
+    let indices = std::sync::Arc::new(part.indices.clone());
+    let mut loader = Loader::new(&part.dataset.images, &indices, &loading, 0);
+    let size = config.image_size;
+    observer.begin("fine-tuning", total_steps);
+    let state = train(
+        state,
+        &rate,
+        || loader.next_batch(),
+        |model: &Classifier, batch| {
+            let shape = [batch.indices.len(), 3, size, size];
+            let images = Tensor::from_data(TensorData::new(batch.pixels, shape), &device);
+            let labels: Vec<u32> = batch.indices.iter().map(|&i| label_of[i]).collect();
+            cross_entropy(model.forward(images), &labels)
+        },
+        |_, report| {
+            observer.progress(report.step, &format!("loss {:.3}", report.loss));
+            Ok(Stop::No)
+        },
+    )?;
+    observer.end();
+    let model = state.model.valid();
+    let mut values = Vec::new();
+    for indices in data.held_out.indices.chunks(BATCH) {
+        let images = whole_images(data.held_out.dataset, indices, size)?;
+        values.extend(crate::nn::values(model.forward(images)));
+    }
+    Ok(Scores {
+        values,
+        classes: data.classes.len(),
+    })
+}

@@ -1,0 +1,342 @@
+//! What a frozen encoder's features are worth (and, with `finetune`, what they are worth as a start).
+
+mod features;
+mod finetune;
+mod knn;
+mod linear;
+mod statistics;
+mod tran1;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Dataset;
+use crate::encoder::Encoder;
+use crate::error::{Error, Result};
+use crate::observe::Observer;
+use crate::random::{self, Purpose};
+
+pub use features::{Features, Whitening, extract};
+pub use finetune::finetune;
+pub use knn::{Neighbours, knn_scores, nearest_neighbours};
+pub use linear::{Logistic, fit_logistic, linear_scores};
+pub use statistics::{FeatureStatistics, feature_statistics};
+pub use tran1::tran1_scores;
+
+/// The ways to score features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// Vote of the 20 nearest training images, nothing trained.
+    Knn,
+    /// Multinomial logistic regression on pooled features, solved to convergence.
+    Linear,
+    /// One transformer block over the map's positions, then pool and classify.
+    #[serde(rename = "tran-1")]
+    Tran1,
+    /// Everything trained.
+    Finetune,
+}
+
+impl Protocol {
+    /// In the order in which tables show them.
+    pub const ALL: [Self; 4] = [Self::Knn, Self::Linear, Self::Tran1, Self::Finetune];
+
+    /// As typed and printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Knn => "knn",
+            Self::Linear => "linear",
+            Self::Tran1 => "tran-1",
+            Self::Finetune => "finetune",
+        }
+    }
+}
+
+/// How a probe is run.
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// Side of the images.
+    pub image_size: usize,
+    /// Image pixels a position of the feature map.
+    pub stride: usize,
+    /// Decides initial weights, order and held-out parts.
+    pub seed: u64,
+    /// Epochs of tran-1 and of fine-tuning.
+    pub epochs: usize,
+    /// Feature maps up to this many MiB are computed once and kept.
+    pub memory_mib: u64,
+}
+
+/// Images to train a probe on and images to score it with.
+pub struct ProbeData<'a> {
+    /// Labelled images to train on.
+    pub train: Part<'a>,
+    /// Labelled images to score.
+    pub held_out: Part<'a>,
+    /// Names of the classes.
+    pub classes: &'a [String],
+}
+
+/// Some labelled images of a data set.
+#[derive(Clone)]
+pub struct Part<'a> {
+    /// Where they are.
+    pub dataset: &'a Dataset,
+    /// Their numbers there.
+    pub indices: Vec<usize>,
+    /// Their classes.
+    pub labels: Vec<u32>,
+}
+
+impl<'a> Part<'a> {
+    /// Those of `indices` that have a label, as numbered in `classes`.
+    pub fn labelled(dataset: &'a Dataset, indices: &[usize], classes: &[String]) -> Result<Self> {
+        let known: Vec<Option<u32>> = dataset
+            .classes
+            .iter()
+            .map(|class| classes.iter().position(|c| c == class).map(|i| i as u32))
+            .collect();
+        let mut part = Self {
+            dataset,
+            indices: Vec::new(),
+            labels: Vec::new(),
+        };
+        for &index in indices {
+            let Some(label) = dataset.images.label(index) else {
+                continue;
+            };
+            let Some(label) = known[label as usize] else {
+                return Err(Error::data(
+                    dataset.path(),
+                    format!(
+                        "class `{}` does not occur in the training images",
+                        dataset.classes[label as usize]
+                    ),
+                ));
+            };
+            part.indices.push(index);
+            part.labels.push(label);
+        }
+        Ok(part)
+    }
+
+    /// At most `count` of them, the same share of each class, drawn with `seed`.
+    pub fn limit(mut self, count: usize, seed: u64) -> Self {
+        if count >= self.indices.len() {
+            return self;
+        }
+        let share = count as f64 / self.indices.len() as f64;
+        let (_, mut kept) = stratified_places(&self.labels, share, seed);
+        kept.sort_unstable();
+        self.indices = kept.iter().map(|&place| self.indices[place]).collect();
+        self.labels = kept.iter().map(|&place| self.labels[place]).collect();
+        self
+    }
+}
+
+/// Places with labels, parted in two: the rest, and `share` of each class.
+pub(crate) fn stratified_places(
+    labels: &[u32],
+    share: f64,
+    seed: u64,
+) -> (Vec<usize>, Vec<usize>) {
+    let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let mut of_class = vec![Vec::new(); classes];
+    for place in random::permutation(seed, Purpose::Sample, 0, labels.len()) {
+        of_class[labels[place] as usize].push(place);
+    }
+    let (mut rest, mut chosen) = (Vec::new(), Vec::new());
+    for members in of_class {
+        let count = (members.len() as f64 * share).round() as usize;
+        chosen.extend(&members[..count]);
+        rest.extend(&members[count..]);
+    }
+    (rest, chosen)
+}
+
+/// The score of one protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// Which protocol.
+    pub protocol: Protocol,
+    /// Share of held-out images whose class came first, in percent.
+    pub top1: f64,
+    /// Share whose class was among the first five, in percent, where there are more than five classes.
+    pub top5: Option<f64>,
+    /// What else is worth knowing: strengths chosen, variants.
+    pub details: serde_json::Map<String, serde_json::Value>,
+    /// Images trained on.
+    pub train_images: usize,
+    /// Images scored.
+    pub held_out_images: usize,
+    /// Accuracy of each class, in percent; none where no held-out image has it.
+    pub per_class: Vec<ClassAccuracy>,
+    /// Held-out images by true class (row) and predicted class (column).
+    pub confusion: Vec<Vec<u32>>,
+}
+
+/// Accuracy on the images of one class.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClassAccuracy {
+    /// Its name.
+    pub class: String,
+    /// Held-out images.
+    pub images: u32,
+    /// Share recognised, in percent.
+    pub top1: Option<f64>,
+}
+
+/// A score for each class of each image, row by row.
+pub struct Scores {
+    /// `images·classes` numbers.
+    pub values: Vec<f32>,
+    /// Classes.
+    pub classes: usize,
+}
+
+impl Scores {
+    /// The share of images whose true class is among the `k` with the highest scores, in percent. Of equal scores the
+    /// class with the smaller number counts as higher.
+    pub fn top(&self, k: usize, labels: &[u32]) -> f64 {
+        let hits = self
+            .values
+            .chunks_exact(self.classes)
+            .zip(labels)
+            .filter(|(scores, label)| {
+                let label = **label as usize;
+                let above = scores
+                    .iter()
+                    .enumerate()
+                    .filter(|&(class, &score)| {
+                        score > scores[label] || (score == scores[label] && class < label)
+                    })
+                    .count();
+                above < k
+            })
+            .count();
+        100.0 * hits as f64 / labels.len() as f64
+    }
+
+    fn result(&self, protocol: Protocol, data: &ProbeData) -> ProbeResult {
+        let labels = &data.held_out.labels;
+        let mut confusion = vec![vec![0; self.classes]; self.classes];
+        for (scores, &label) in self.values.chunks_exact(self.classes).zip(labels) {
+            let best = (0..self.classes).fold(0, |best, class| {
+                if scores[class] > scores[best] { class } else { best }
+            });
+            confusion[label as usize][best] += 1;
+        }
+        let per_class = confusion
+            .iter()
+            .enumerate()
+            .map(|(class, row)| {
+                let images: u32 = row.iter().sum();
+                ClassAccuracy {
+                    class: data.classes[class].clone(),
+                    images,
+                    top1: (images > 0).then(|| 100.0 * f64::from(row[class]) / f64::from(images)),
+                }
+            })
+            .collect();
+        ProbeResult {
+            protocol,
+            top1: self.top(1, labels),
+            top5: (self.classes > 5).then(|| self.top(5, labels)),
+            details: serde_json::Map::new(),
+            train_images: data.train.indices.len(),
+            held_out_images: labels.len(),
+            per_class,
+            confusion,
+        }
+    }
+}
+
+/// Scores an encoder by each of `protocols`; features are computed once for all of them. The encoder is used in
+/// evaluation mode on whole images.
+pub fn probe(
+    encoder: &Encoder,
+    data: &ProbeData,
+    protocols: &[Protocol],
+    config: &ProbeConfig,
+    observer: &dyn Observer,
+) -> Result<Vec<ProbeResult>> {
+    let classes = data.classes.len();
+    let frozen: Vec<Protocol> = protocols
+        .iter()
+        .copied()
+        .filter(|&protocol| protocol != Protocol::Finetune)
+        .collect();
+    let mut results = Vec::new();
+    if !frozen.is_empty() {
+        let keep_maps = frozen.contains(&Protocol::Tran1);
+        let train = extract(encoder, &data.train, config, keep_maps, observer)?;
+        let held_out = extract(encoder, &data.held_out, config, keep_maps, observer)?;
+        let whitening = train.whitening();
+        for protocol in frozen {
+            let labels = (&data.train.labels[..], classes);
+            let mut result = match protocol {
+                Protocol::Knn => {
+                    let whitened = knn_scores(
+                        &whitening.apply_pooled(&train),
+                        labels,
+                        &whitening.apply_pooled(&held_out),
+                    );
+                    let plain = knn_scores(&train.pooled, labels, &held_out.pooled);
+                    let mut result = whitened.result(protocol, data);
+                    let plain = plain.top(1, &data.held_out.labels);
+                    result.details.insert("top1_unwhitened".into(), plain.into());
+                    result
+                }
+                Protocol::Linear => {
+                    let (scores, strength) = linear_scores(
+                        &whitening.apply_pooled(&train),
+                        labels,
+                        &whitening.apply_pooled(&held_out),
+                        config.seed,
+                        observer,
+                    );
+                    let mut result = scores.result(protocol, data);
+                    result.details.insert("l2".into(), strength.l2.into());
+                    result
+                        .details
+                        .insert("converged".into(), strength.converged.into());
+                    result
+                }
+                Protocol::Tran1 => {
+                    let scores = tran1_scores(&train, labels, &held_out, &whitening, config, observer)?;
+                    let mut result = scores.result(protocol, data);
+                    result.details.insert("epochs".into(), config.epochs.into());
+                    result
+                }
+                Protocol::Finetune => unreachable!("fine-tuning is no frozen protocol"),
+            };
+            result
+                .details
+                .insert("image_size".into(), config.image_size.into());
+            results.push(result);
+        }
+    }
+    if protocols.contains(&Protocol::Finetune) {
+        let scores = finetune(encoder, data, config, observer)?;
+        let mut result = scores.result(Protocol::Finetune, data);
+        result.details.insert("epochs".into(), config.epochs.into());
+        results.push(result);
+    }
+    Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn top_k_counts_classes_with_higher_scores() {
+        let scores = Scores {
+            values: vec![0.1, 0.5, 0.4, 0.3, 0.3, 0.2],
+            classes: 3,
+        };
+        assert_eq!(scores.top(1, &[1, 1]), 50.0);
+        assert_eq!(scores.top(2, &[2, 1]), 100.0);
+        assert_eq!(scores.top(2, &[0, 2]), 0.0);
+    }
+}

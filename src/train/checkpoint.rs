@@ -1,0 +1,230 @@
+//! Checkpoints: folders whose manifest, written last, says what must be in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::durable::rename_durably;
+use super::{AdamW, AdamWConfig, TrainState, write_durably};
+use crate::error::{Error, Result};
+use crate::nn::StateDict;
+
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const PREFIX: &str = "step-";
+const SCRATCH: &str = ".scratch-";
+
+/// Where a run stands. All random numbers are functions of the seed and of this position, so there is no other random
+/// state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Steps taken.
+    pub step: u64,
+    /// Steps an epoch has; together with `step` the place in the data.
+    pub steps_per_epoch: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Length of `events.jsonl` when the checkpoint was written.
+    pub events_bytes: u64,
+}
+
+impl Position {
+    fn blake3(&self) -> String {
+        let text = serde_json::to_vec(self).expect("a position is valid JSON");
+        FileRecord::of(&text).blake3
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    position: Position,
+    /// Guards the position, as the records below guard the files.
+    position_blake3: String,
+    files: BTreeMap<String, FileRecord>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+struct FileRecord {
+    bytes: u64,
+    blake3: String,
+}
+
+impl FileRecord {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+        }
+    }
+}
+
+/// A checkpoint whose files were read and verified.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Where the run stood.
+    pub position: Position,
+    /// All tensors of the network.
+    pub model: StateDict,
+    optimizer: StateDict,
+    path: PathBuf,
+}
+
+impl Checkpoint {
+    /// Puts the checkpoint into a network of the same architecture.
+    pub fn restore<M: Module>(
+        &self,
+        model: M,
+        optimizer: AdamWConfig,
+        device: &Device,
+    ) -> Result<TrainState<M>> {
+        let named = |source| Error::Weights {
+            path: self.path.clone(),
+            source,
+        };
+        let step = self.position.step;
+        Ok(TrainState {
+            model: self.model.load_into(model).map_err(named)?,
+            optimizer: AdamW::restore(optimizer, step, &self.optimizer, device).map_err(named)?,
+            step,
+        })
+    }
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Checkpoints {
+    /// In `folder`, which may not exist yet, of which the newest `keep` stay.
+    pub fn new(folder: PathBuf, keep: usize) -> Self {
+        Self { folder, keep }
+    }
+
+    /// Writes a checkpoint; when this returns it is on the disk. Older ones beyond the number to keep go.
+    pub fn save<M: Module>(&self, state: &TrainState<M>, position: Position) -> Result<()> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let scratch = self.folder.join(format!("{SCRATCH}{:09}", position.step));
+        let target = self.folder.join(format!("{PREFIX}{:09}", position.step));
+        remove_folder(&scratch)?;
+        fs::create_dir(&scratch).map_err(Error::io(&scratch))?;
+        let mut files = BTreeMap::new();
+        for (name, tensors) in [
+            (MODEL, StateDict::of(&state.model)),
+            (OPTIMIZER, state.optimizer.state()),
+        ] {
+            let path = scratch.join(name);
+            let bytes = tensors.to_bytes("").map_err(|source| Error::Weights {
+                path: path.clone(),
+                source,
+            })?;
+            write_durably(&path, &bytes)?;
+            files.insert(name.to_owned(), FileRecord::of(&bytes));
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            position_blake3: position.blake3(),
+            position,
+            files,
+        };
+        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is valid JSON");
+        write_durably(&scratch.join(MANIFEST), &text)?;
+        // Only a damaged checkpoint is ever in the way: a resume starts from the newest one that verifies.
+        remove_folder(&target)?;
+        rename_durably(&scratch, &target)?;
+        self.clean_up();
+        Ok(())
+    }
+
+    /// The newest checkpoint that verifies, and what was wrong with newer ones.
+    pub fn newest_valid(&self) -> Result<(Checkpoint, Vec<String>)> {
+        let mut problems = Vec::new();
+        for path in self.newest_first() {
+            match read(&path) {
+                Ok(checkpoint) => return Ok((checkpoint, problems)),
+                Err(problem) => problems.push(format!("{}: {problem}", path.display())),
+            }
+        }
+        Err(Error::NoCheckpoint {
+            path: self.folder.clone(),
+            problems: problems.iter().map(|p| format!("\n  {p}")).collect(),
+        })
+    }
+
+    fn newest_first(&self) -> Vec<PathBuf> {
+        let mut found = self.entries(PREFIX);
+        // Steps have nine digits, so names sort as numbers do.
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found
+    }
+
+    fn entries(&self, prefix: &str) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// A failed deletion costs disk space, not the run: it is tried again after the next checkpoint.
+    fn clean_up(&self) {
+        let old = self.newest_first().into_iter().skip(self.keep);
+        for path in old.chain(self.entries(SCRATCH)) {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Result<Checkpoint, String> {
+    let load = |name: &str| {
+        fs::read(path.join(name)).map_err(|error| format!("{name} cannot be read ({error})"))
+    };
+    let manifest: Manifest = serde_json::from_slice(&load(MANIFEST)?)
+        .map_err(|error| format!("{MANIFEST} is damaged ({error})"))?;
+    if manifest.format != FORMAT {
+        return Err(format!(
+            "{MANIFEST} has format {}, this program reads {FORMAT}",
+            manifest.format
+        ));
+    }
+    if manifest.position.blake3() != manifest.position_blake3 {
+        return Err(format!("{MANIFEST} is damaged (its position is not what its hash says)"));
+    }
+    let verified = |name: &str| {
+        let record = manifest
+            .files
+            .get(name)
+            .ok_or_else(|| format!("{MANIFEST} does not mention {name}"))?;
+        let bytes = load(name)?;
+        if FileRecord::of(&bytes) != *record {
+            return Err(format!("{name} is damaged (its hash is not the manifest's)"));
+        }
+        let (tensors, _) =
+            StateDict::from_bytes(&bytes).map_err(|error| format!("{name}: {error}"))?;
+        Ok(tensors)
+    };
+    Ok(Checkpoint {
+        model: verified(MODEL)?,
+        optimizer: verified(OPTIMIZER)?,
+        position: manifest.position,
+        path: path.to_owned(),
+    })
+}

@@ -1,0 +1,148 @@
+//! A run is a folder; any later command needs only that folder.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Checkpoints, write_durably};
+use crate::error::{Error, Result};
+
+/// The complete, resolved configuration.
+pub const CONFIG_FILE: &str = "config.toml";
+/// What pre-training was for.
+pub const ENCODER_FILE: &str = "encoder.safetensors";
+const EVENTS_FILE: &str = "events.jsonl";
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// A new run with this configuration. A folder that holds something already is left as it is.
+    pub fn create(path: &Path, config: &str) -> Result<Self> {
+        Self::check_free(path)?;
+        fs::create_dir_all(path).map_err(Error::io(path))?;
+        let run = Self {
+            path: path.to_owned(),
+        };
+        run.write_config(config)?;
+        Ok(run)
+    }
+
+    /// Whether a run can be made at `path`: there is nothing, or an empty folder.
+    pub fn check_free(path: &Path) -> Result<()> {
+        let path_buf = path.to_owned();
+        if path.join(CONFIG_FILE).exists() {
+            return Err(Error::RunExists { path: path_buf });
+        }
+        match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => Err(Error::NotEmpty { path: path_buf }),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An existing run.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::Missing {
+                path: path.to_owned(),
+                flag: "RUN",
+            });
+        }
+        if !path.join(CONFIG_FILE).is_file() {
+            return Err(Error::NotARun {
+                path: path.to_owned(),
+                missing: CONFIG_FILE,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file or folder in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The configuration's text.
+    pub fn config(&self) -> Result<String> {
+        let path = self.file(CONFIG_FILE);
+        fs::read_to_string(&path).map_err(Error::io(&path))
+    }
+
+    /// Replaces the configuration.
+    pub fn write_config(&self, config: &str) -> Result<()> {
+        write_durably(&self.file(CONFIG_FILE), config.as_bytes())
+    }
+
+    /// Its checkpoints, of which the newest `keep` stay.
+    pub fn checkpoints(&self, keep: usize) -> Checkpoints {
+        Checkpoints::new(self.file("checkpoints"), keep)
+    }
+
+    /// The log, cut to its first `bytes` bytes.
+    pub fn events(&self, bytes: u64) -> Result<Events> {
+        let path = self.file(EVENTS_FILE);
+        let open = || -> std::io::Result<(File, u64)> {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            let bytes = bytes.min(file.metadata()?.len());
+            file.set_len(bytes)?;
+            file.seek(SeekFrom::End(0))?;
+            Ok((file, bytes))
+        };
+        let (file, bytes) = open().map_err(Error::io(&path))?;
+        Ok(Events { file, bytes, path })
+    }
+
+    /// The log's objects, one a line; a last line that is not whole is left out.
+    pub fn read_events(&self) -> Result<Vec<serde_json::Value>> {
+        let path = self.file(EVENTS_FILE);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(Error::io(&path))?,
+        };
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+}
+
+/// The log of a run: one JSON object a line.
+pub struct Events {
+    file: File,
+    bytes: u64,
+    path: PathBuf,
+}
+
+impl Events {
+    /// Appends an object.
+    pub fn append(&mut self, event: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(event).expect("events are valid JSON");
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(Error::io(&self.path))?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk; the length then.
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_all().map_err(Error::io(&self.path))?;
+        Ok(self.bytes)
+    }
+}

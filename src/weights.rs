@@ -1,0 +1,205 @@
+//! Encoder weights: where a command gets them from, and the file they are kept in.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::data::{MEAN, STD};
+use crate::encoder::{self, Encoder};
+use crate::error::{Error, Result, nearest};
+use crate::nn::{Init, StateDict};
+use crate::train::{ENCODER_FILE, RunFolder, write_durably};
+
+const FORMAT: u32 = 1;
+const UNTRAINED: &str = "untrained:";
+
+/// The encoder that comes with the program, pre-trained for hours on CIFAR-10's training images.
+pub const SHIPPED: &str = "builtin:mobilenet-tiny-cifar10";
+
+static SHIPPED_FILE: &[u8] = include_bytes!("../assets/mobilenet-tiny-cifar10.safetensors");
+
+/// What `encoder.safetensors` says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Version of this description.
+    pub format: u32,
+    /// Name of the architecture.
+    pub encoder: String,
+    /// Image pixels a position of the feature map.
+    pub stride: usize,
+    /// Channels of the feature map.
+    pub channels: usize,
+    /// Side of the images it was trained with.
+    pub image_size: usize,
+    /// Mean of each colour, to be subtracted from values between 0 and 1.
+    pub mean: [f32; 3],
+    /// Deviation of each colour, to divide by.
+    pub std: [f32; 3],
+    /// Pre-training method.
+    pub method: String,
+    /// Epochs it was trained for.
+    pub epochs: usize,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// An encoder and what is known of it.
+pub struct Weights {
+    /// The network, on an autodiff device.
+    pub encoder: Encoder,
+    /// Its description.
+    pub metadata: Metadata,
+    /// What the user called it.
+    pub name: String,
+    /// The run it belongs to, where it was given as one.
+    pub run: Option<RunFolder>,
+}
+
+impl Weights {
+    /// From a run folder, an `encoder.safetensors`, `untrained:ENCODER` or [`SHIPPED`]. Untrained weights follow from
+    /// `seed`, for images of `image_size`.
+    pub fn open(name: &str, seed: u64, image_size: usize) -> Result<Self> {
+        if let Some(encoder) = name.strip_prefix(UNTRAINED) {
+            return Self::untrained(encoder, seed, image_size, 0);
+        }
+        if name == SHIPPED {
+            return Self::from_bytes(SHIPPED_FILE, Path::new(name));
+        }
+        if name.starts_with("builtin:") {
+            return Err(Error::Unknown {
+                what: "built-in weights",
+                given: name.to_owned(),
+                nearest: nearest(name, [SHIPPED]),
+            });
+        }
+        let path = Path::new(name);
+        if path.is_file() {
+            let bytes = std::fs::read(path).map_err(Error::io(path))?;
+            return Self::from_bytes(&bytes, path);
+        }
+        let run = RunFolder::open(path)?;
+        let file = run.file(ENCODER_FILE);
+        let bytes = std::fs::read(&file).map_err(|_| Error::Foreign {
+            path: path.to_owned(),
+            message: format!(
+                "the run has no {ENCODER_FILE} yet; finish it with `qbheat resume {}`",
+                path.display()
+            ),
+        })?;
+        let mut weights = Self::from_bytes(&bytes, &file)?;
+        weights.name = name.to_owned();
+        weights.run = Some(run);
+        Ok(weights)
+    }
+
+    /// Fresh weights; stride 0 chooses the one that fits the image.
+    pub fn untrained(name: &str, seed: u64, image_size: usize, stride: usize) -> Result<Self> {
+        let spec = encoder::find(name)?;
+        let stride = if stride == 0 {
+            spec.default_stride(image_size)
+        } else {
+            stride
+        };
+        let device = crate::device().autodiff();
+        let encoder = spec.build(stride, &mut Init::new(seed, &device))?;
+        Ok(Self {
+            metadata: Metadata {
+                format: FORMAT,
+                encoder: name.to_owned(),
+                stride,
+                channels: encoder.channels(),
+                image_size,
+                mean: MEAN,
+                std: STD,
+                method: "none".into(),
+                epochs: 0,
+                seed,
+            },
+            encoder,
+            name: format!("{UNTRAINED}{name}"),
+            run: None,
+        })
+    }
+
+    fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
+        let foreign = |message: String| Error::Foreign {
+            path: path.to_owned(),
+            message,
+        };
+        let weights = |source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        };
+        let (tensors, text) = StateDict::from_bytes(bytes).map_err(weights)?;
+        let text = text.ok_or_else(|| {
+            foreign("holds tensors but no description of a qbheat encoder; give an encoder.safetensors that qbheat wrote".into())
+        })?;
+        let metadata: Metadata = serde_json::from_str(&text)
+            .map_err(|error| foreign(format!("its description is damaged ({error})")))?;
+        if metadata.format != FORMAT {
+            return Err(foreign(format!(
+                "has format {}, this program reads {FORMAT}",
+                metadata.format
+            )));
+        }
+        let name = path.display().to_string();
+        let blank = Self::untrained(&metadata.encoder, 0, metadata.image_size, metadata.stride)?;
+        Ok(Self {
+            encoder: tensors.load_into(blank.encoder).map_err(weights)?,
+            metadata,
+            name,
+            run: None,
+        })
+    }
+}
+
+/// Writes the encoder of a finished run.
+pub fn save_encoder(encoder: &Encoder, config: &Config, path: &Path) -> Result<()> {
+    let metadata = Metadata {
+        format: FORMAT,
+        encoder: config.encoder.name.clone(),
+        stride: config.encoder.stride,
+        channels: encoder.channels(),
+        image_size: config.image_size,
+        mean: MEAN,
+        std: STD,
+        method: config.method.name().into(),
+        epochs: config.optim.epochs,
+        seed: config.seed,
+    };
+    let text = serde_json::to_string(&metadata).expect("a description is valid JSON");
+    let bytes = StateDict::of(encoder)
+        .to_bytes(&text)
+        .map_err(|source| Error::Weights {
+            path: path.to_owned(),
+            source,
+        })?;
+    write_durably(path, &bytes)
+}
+
+/// The encoder that a configuration starts from.
+pub fn initial_encoder(config: &Config, init: &mut Init) -> Result<Encoder> {
+    let spec = encoder::find(&config.encoder.name)?;
+    let fresh = spec.build(config.encoder.stride, init)?;
+    if config.encoder.init == PathBuf::new() {
+        return Ok(fresh);
+    }
+    let path = config.encoder.init.display().to_string();
+    let given = Weights::open(&path, config.seed, config.image_size)?;
+    if given.metadata.encoder != config.encoder.name {
+        return Err(Error::Foreign {
+            path: config.encoder.init.clone(),
+            message: format!(
+                "holds a {}, the run's encoder is {}",
+                given.metadata.encoder, config.encoder.name
+            ),
+        });
+    }
+    StateDict::of(&given.encoder)
+        .load_into(fresh)
+        .map_err(|source| Error::Weights {
+            path: config.encoder.init.clone(),
+            source,
+        })
+}
