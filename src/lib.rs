@@ -13,6 +13,7 @@ pub mod observe;
 pub mod pretrain;
 pub mod probe;
 pub mod random;
+pub mod report;
 pub mod train;
 pub mod weights;
 

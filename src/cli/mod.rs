@@ -1,8 +1,11 @@
 //! The command line: one file a subcommand. Only this module talks to people.
 
 mod bench;
+mod demo;
 mod pretrain;
+mod probe;
 mod progress;
+mod report;
 mod resume;
 mod signals;
 
@@ -28,10 +31,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Pre-train on the built-in images, probe the result beside an untrained network, write a report (minutes).
+    Demo(demo::Demo),
     /// Pre-train an encoder on your own images.
     Pretrain(pretrain::Pretrain),
     /// Go on with a run that was stopped.
     Resume(resume::Resume),
+    /// Score an encoder's features.
+    Probe(probe::Probe),
+    /// Write RUN/report.html.
+    Report(report::Report),
     /// Time the training step.
     Bench(bench::Bench),
 }
@@ -73,8 +82,11 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = Progress::new();
     let (json, answer) = match &arguments.command {
+        Command::Demo(command) => (command.common.json, command.run(&progress)),
         Command::Pretrain(command) => (command.common.json, command.run(&progress)),
         Command::Resume(command) => (command.common.json, command.run(&progress)),
+        Command::Probe(command) => (command.common.json, command.run(&progress)),
+        Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),
     };
     match answer {

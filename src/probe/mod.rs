@@ -4,6 +4,7 @@ mod features;
 mod finetune;
 mod knn;
 mod linear;
+mod record;
 mod statistics;
 mod tran1;
 
@@ -15,10 +16,11 @@ use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
 
-pub use features::{Features, Whitening, extract};
+pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::finetune;
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
+pub use record::{ProbeRecord, probe_data};
 pub use statistics::{FeatureStatistics, feature_statistics};
 pub use tran1::tran1_scores;
 

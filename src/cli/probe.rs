@@ -1,0 +1,175 @@
+//! `qbheat probe`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qbheat::config::Config;
+use qbheat::data::{DataConfig, Dataset};
+use qbheat::error::{Error, Result, nearest};
+use qbheat::observe::Observer;
+use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data};
+use qbheat::train::RunFolder;
+use qbheat::weights::{SHIPPED, Weights};
+use serde_json::json;
+
+use super::progress::Progress;
+use super::{Answer, Common, describe_data, use_threads};
+
+/// Feature maps up to this many MiB are kept.
+pub const FEATURE_MEMORY_MIB: u64 = 4096;
+
+#[derive(Args)]
+pub struct Probe {
+    /// A run, an encoder.safetensors, untrained:ENCODER, or builtin:mobilenet-tiny-cifar10.
+    weights: String,
+    /// Labelled images: a folder with one folder a class, a .tar of such, or builtin:cifar10.
+    #[arg(long)]
+    data: PathBuf,
+    /// Images to score, where they are another set.
+    #[arg(long)]
+    val: Option<PathBuf>,
+    /// knn, linear, tran-1, finetune; several with commas.
+    #[arg(long, value_delimiter = ',', default_value = "knn,linear", value_parser = parse_protocol)]
+    protocol: Vec<Protocol>,
+    /// Epochs of tran-1 and of fine-tuning.
+    #[arg(long, default_value_t = 15)]
+    epochs: usize,
+    /// Side of the images in pixels [default: the one it was trained with].
+    #[arg(long)]
+    image_size: Option<usize>,
+    /// Train the probe on at most this many images, the same share of each class.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// A run whose folder and report the result belongs to [default: the run that is scored].
+    #[arg(long)]
+    into: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol, String> {
+    Protocol::ALL
+        .into_iter()
+        .find(|protocol| protocol.name() == text)
+        .ok_or_else(|| {
+            let names = Protocol::ALL.map(Protocol::name);
+            format!(
+                "it is none of {}; did you mean `{}`?",
+                names.join(", "),
+                nearest(text, names).unwrap_or_default()
+            )
+        })
+}
+
+/// What a table calls the weights.
+pub fn label(weights: &Weights) -> String {
+    match weights.metadata.method.as_str() {
+        "none" => "untrained".into(),
+        _ if weights.name == SHIPPED => "shipped".into(),
+        method if weights.run.is_some() => method.into(),
+        _ => weights.name.clone(),
+    }
+}
+
+impl Probe {
+    pub fn run(&self, progress: &Progress) -> Result<Answer> {
+        let seed = self.common.seed.unwrap_or(0);
+        let into = self.into.as_ref().map(|path| RunFolder::open(path)).transpose()?;
+        let of_run = match &into {
+            Some(run) => {
+                let config = Config::load(Some(&run.file(qbheat::train::CONFIG_FILE)), &[])?;
+                Some(config.image_size)
+            }
+            None => None,
+        };
+        let size = self.image_size.or(of_run);
+        let weights = Weights::open(&self.weights, seed, size.unwrap_or(64))?;
+        let config = ProbeConfig {
+            image_size: size.unwrap_or(weights.metadata.image_size),
+            stride: weights.metadata.stride,
+            seed,
+            epochs: self.epochs,
+            memory_mib: FEATURE_MEMORY_MIB,
+        };
+        if self.epochs == 0 || config.image_size == 0 || config.image_size % config.stride != 0 {
+            return Err(Error::Refused(format!(
+                "--epochs {} --image-size {}: epochs must be at least 1 and the size a multiple of the encoder's \
+                 stride, {}",
+                self.epochs, config.image_size, config.stride
+            )));
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        use_threads(self.common.threads.unwrap_or(threads));
+        let open = |path: &PathBuf| {
+            let data = DataConfig {
+                path: path.clone(),
+                ..DataConfig::default()
+            };
+            let dataset = Dataset::open(&data, seed, progress)?;
+            progress.note(&describe_data(&dataset));
+            Ok::<_, Error>(dataset)
+        };
+        let dataset = open(&self.data)?;
+        let val = self.val.as_ref().map(open).transpose()?;
+        let mut data = probe_data(&dataset, val.as_ref())?;
+        if let Some(limit) = self.limit {
+            data.train = data.train.limit(limit, seed);
+        }
+        let results = probe(&weights.encoder, &data, &self.protocol, &config, progress)?;
+        let run = into.or_else(|| weights.run.clone());
+        let mut records = Vec::new();
+        for result in results {
+            let record = ProbeRecord {
+                weights: label(&weights),
+                data: self.data.display().to_string(),
+                val: self.val.as_ref().map(|path| path.display().to_string()),
+                seed,
+                result,
+            };
+            if let Some(run) = &run {
+                record.save(run)?;
+            }
+            records.push(record);
+        }
+        let mut text = describe(&records);
+        if let Some(run) = &run {
+            text += &format!("\nkept in {}", run.file("probes").display());
+        }
+        let json = json!({
+            "weights": self.weights,
+            "run": run.as_ref().map(RunFolder::path),
+            "results": records,
+        });
+        Ok(Answer::done(json, text))
+    }
+}
+
+fn describe(records: &[ProbeRecord]) -> String {
+    let mut lines = Vec::new();
+    for record in records {
+        let result = &record.result;
+        let top5 = result.top5.map_or(String::new(), |top5| format!(", top-5 {top5:.2} %"));
+        let details: Vec<String> = result
+            .details
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        lines.push(format!(
+            "{} · {}: top-1 {:.2} %{top5} on {} images after training on {} ({})",
+            record.weights,
+            result.protocol.name(),
+            result.top1,
+            result.held_out_images,
+            result.train_images,
+            details.join(", ")
+        ));
+    }
+    if let Some(record) = records.last() {
+        lines.push(format!("per class ({}):", record.result.protocol.name()));
+        lines.extend(record.result.per_class.iter().map(|class| {
+            let top1 = class.top1.map_or("-".into(), |top1| format!("{top1:5.1} %"));
+            format!("  {:24} {top1} of {}", class.class, class.images)
+        }));
+    }
+    lines.join("\n")
+}

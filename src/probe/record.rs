@@ -1,0 +1,105 @@
+//! Probe results as kept in a run's folder `probes`.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Part, ProbeData, ProbeResult};
+use crate::data::{Dataset, Split};
+use crate::error::{Error, Result};
+use crate::train::{RunFolder, write_durably};
+
+const FOLDER: &str = "probes";
+
+/// A result and what it was measured on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeRecord {
+    /// Whose features: `qb-heat` for the run's own, else `untrained`, `shipped` or a file's name.
+    pub weights: String,
+    /// The training images' data set.
+    pub data: String,
+    /// The scored images' data set, where it is another.
+    pub val: Option<String>,
+    /// Seed of the probe.
+    pub seed: u64,
+    /// The score.
+    #[serde(flatten)]
+    pub result: ProbeResult,
+}
+
+impl ProbeRecord {
+    /// Writes it into the run, in place of an older one of the same weights and protocol.
+    pub fn save(&self, run: &RunFolder) -> Result<()> {
+        let folder = run.file(FOLDER);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let weights: String = self
+            .weights
+            .chars()
+            .map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' })
+            .collect();
+        let file = folder.join(format!("{weights}.{}.json", self.result.protocol.name()));
+        let text = serde_json::to_vec_pretty(self).expect("a record is valid JSON");
+        write_durably(&file, &text)
+    }
+
+    /// All results of a run, those of its own weights last within each protocol.
+    pub fn all(run: &RunFolder) -> Result<Vec<Self>> {
+        let folder = run.file(FOLDER);
+        let Ok(entries) = fs::read_dir(&folder) else {
+            return Ok(Vec::new());
+        };
+        let mut records = Vec::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let bytes = fs::read(&path).map_err(Error::io(&path))?;
+                let record: Self =
+                    serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
+                        path: path.clone(),
+                        message: format!("is no probe result ({error}); delete it"),
+                    })?;
+                records.push(record);
+            }
+        }
+        records.sort_by(|a, b| {
+            let key = |r: &Self| (r.result.protocol, r.weights == "qb-heat", r.weights.clone());
+            key(a).cmp(&key(b))
+        });
+        Ok(records)
+    }
+}
+
+/// The images to train a probe on and those to score: of `val` where it is given, else of the data set's own or drawn
+/// split.
+pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<ProbeData<'a>> {
+    if dataset.classes.is_empty() {
+        return Err(Error::data(
+            dataset.path(),
+            "has no classes to tell apart; sort labelled images into one folder a class",
+        ));
+    }
+    let own = |dataset: &Dataset| matches!(dataset.split, Split::Own { .. });
+    let (train, held_out) = match val {
+        None => (dataset.train.clone(), (dataset, dataset.held_out.clone())),
+        Some(val) => {
+            let train = if own(dataset) { dataset.train.clone() } else { dataset.all() };
+            let held_out = if own(val) { val.held_out.clone() } else { val.all() };
+            (train, (val, held_out))
+        }
+    };
+    let classes = &dataset.classes;
+    let data = ProbeData {
+        train: Part::labelled(dataset, &train, classes)?,
+        held_out: Part::labelled(held_out.0, &held_out.1, classes)?,
+        classes,
+    };
+    for part in [&data.train, &data.held_out] {
+        if part.indices.is_empty() {
+            return Err(Error::data(
+                part.dataset.path(),
+                "has no labelled images for this; give another set with --val",
+            ));
+        }
+    }
+    Ok(data)
+}

@@ -1,0 +1,277 @@
+//! `report.html`: one self-contained page that opens offline.
+
+mod pictures;
+mod plots;
+
+use askama::Template;
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::heat::Quadrant;
+use crate::observe::Silent;
+use crate::pretrain::qb_heat;
+use crate::probe::{
+    Features, Matrix, Part, ProbeConfig, ProbeRecord, extract, nearest_neighbours, whole_images,
+};
+use crate::random::{self, Purpose};
+use crate::train::{RunFolder, write_durably};
+
+use pictures::Pictures;
+
+const REPORT_FILE: &str = "report.html";
+/// Images shown.
+const SHOWN: usize = 8;
+/// Images among which neighbours are looked for.
+const GALLERY: usize = 1000;
+const NEIGHBOURS: usize = 5;
+/// Feature maps that fit here are kept for the pictures of principal components.
+const MEMORY_MIB: u64 = 1024;
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page {
+    title: String,
+    facts: Vec<(&'static str, String)>,
+    loss_plot: String,
+    rate_plot: String,
+    watch_plot: Option<String>,
+    sentence: String,
+    table: Vec<Row>,
+    shown_from: String,
+    borrowed: String,
+    pictures: Vec<Pictures>,
+    config: String,
+}
+
+struct Row {
+    protocol: &'static str,
+    weights: String,
+    top1: String,
+    top5: String,
+    images: String,
+}
+
+/// Writes `report.html` into a run from its newest checkpoint, its log, its probe results and its images; the path.
+pub fn write_report(run: &RunFolder, config: &Config, dataset: &Dataset) -> Result<std::path::PathBuf> {
+    let events = run.read_events()?;
+    let records = ProbeRecord::all(run)?;
+    let (checkpoint, _) = run.checkpoints(config.run.keep_checkpoints).newest_valid()?;
+    let trivial = events
+        .iter()
+        .find_map(|event| event["trivial_loss"].as_f64());
+    let series = |kind: &str, key: &str| -> Vec<(f64, f64)> {
+        events
+            .iter()
+            .filter(|event| event["kind"] == kind)
+            .filter_map(|event| Some((event["step"].as_f64()?, event[key].as_f64()?)))
+            .collect()
+    };
+    let losses = series("step", "loss");
+    let knn = series("epoch", "knn_top1");
+    let page = Page {
+        title: run
+            .path()
+            .file_name()
+            .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
+        facts: facts(config, dataset, &losses, trivial, checkpoint.position.step),
+        loss_plot: plots::loss(&losses, trivial)?,
+        rate_plot: plots::line(&series("step", "lr"), "learning rate")?,
+        watch_plot: (knn.len() > 1)
+            .then(|| plots::line(&knn, "k-NN top-1, %"))
+            .transpose()?,
+        sentence: sentence(&records),
+        table: records.iter().map(row).collect(),
+        shown_from: if dataset.held_out.is_empty() {
+            "Images the network was trained on: this data has no held-out part.".into()
+        } else {
+            "Held-out images: the network never saw them.".into()
+        },
+        borrowed: if config.qb_heat.normalise_patches {
+            "The network predicts each patch up to its mean and contrast; for the picture, both are borrowed from the \
+             true patch."
+                .into()
+        } else {
+            "The network predicts pixels; nothing is borrowed from the true image.".into()
+        },
+        pictures: picture_rows(config, dataset, &checkpoint.model)?,
+        config: run.config()?,
+    };
+    let html = page.render().map_err(|error| Error::Plot(error.to_string()))?;
+    let path = run.file(REPORT_FILE);
+    write_durably(&path, html.as_bytes())?;
+    Ok(path)
+}
+
+fn facts(
+    config: &Config,
+    dataset: &Dataset,
+    losses: &[(f64, f64)],
+    trivial: Option<f64>,
+    steps: u64,
+) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("method", config.method.name().to_owned()),
+        (
+            "encoder",
+            format!(
+                "{}, stride {}, {} px images",
+                config.encoder.name, config.encoder.stride, config.image_size
+            ),
+        ),
+        (
+            "data",
+            format!("{}, {} training images", dataset.path().display(), dataset.train.len()),
+        ),
+        (
+            "training",
+            format!("{steps} steps of {} images, seed {}", config.optim.batch_size, config.seed),
+        ),
+    ];
+    if let (Some((_, first)), Some((_, last))) = (losses.first(), losses.last()) {
+        let trivial = trivial.map_or(String::new(), |trivial| {
+            format!("; the best constant guess has {trivial:.4}")
+        });
+        facts.push(("loss", format!("{first:.4} at the start, {last:.4} at the end{trivial}")));
+    }
+    facts
+}
+
+fn sentence(records: &[ProbeRecord]) -> String {
+    let has = |weights: &str| records.iter().any(|record| record.weights == weights);
+    match (has("untrained"), has("shipped")) {
+        _ if records.is_empty() => {
+            "No probe results yet: `qbheat probe RUN --data …` adds them.".into()
+        }
+        (false, _) => "Only beside an untrained network do these figures mean anything: \
+                       `qbheat probe untrained:ENCODER --data … --into RUN` adds its row."
+            .into(),
+        (true, true) => "Minutes of pre-training barely clear the untrained network, which is a strong floor: colour \
+                         alone tells many classes apart. The shipped weights show what longer training gives."
+            .into(),
+        (true, false) => "The untrained network is the floor that pre-training has to clear.".into(),
+    }
+}
+
+fn row(record: &ProbeRecord) -> Row {
+    let result = &record.result;
+    Row {
+        protocol: result.protocol.name(),
+        weights: record.weights.clone(),
+        top1: format!("{:.1}", result.top1),
+        top5: result.top5.map_or("–".into(), |top5| format!("{top5:.1}")),
+        images: format!("{} / {}", result.train_images, result.held_out_images),
+    }
+}
+
+fn picture_rows(
+    config: &Config,
+    dataset: &Dataset,
+    weights: &crate::nn::StateDict,
+) -> Result<Vec<Pictures>> {
+    let named = |source| Error::Weights {
+        path: dataset.path().to_owned(),
+        source,
+    };
+    let model = weights
+        .load_into(qb_heat(config, &crate::device().autodiff())?)
+        .map_err(named)?
+        .valid();
+    let pool = if dataset.held_out.is_empty() {
+        &dataset.train
+    } else {
+        &dataset.held_out
+    };
+    let gallery: Vec<usize> = random::permutation(config.seed, Purpose::Sample, 1, pool.len())
+        .into_iter()
+        .take(GALLERY)
+        .map(|place| pool[place])
+        .collect();
+    let shown = &gallery[..SHOWN.min(gallery.len())];
+    let images = whole_images(dataset, shown, config.image_size)?;
+    let quadrants: Vec<Quadrant> = (0..shown.len()).map(|i| Quadrant::ALL[i % 4]).collect();
+    let reconstruction = model.reconstruct(images.clone(), &quadrants);
+    let part = Part {
+        dataset,
+        indices: gallery.clone(),
+        labels: Vec::new(),
+    };
+    let probe = ProbeConfig {
+        image_size: config.image_size,
+        stride: config.encoder.stride,
+        seed: config.seed,
+        epochs: 0,
+        memory_mib: MEMORY_MIB,
+    };
+    let features = extract(&model.encoder, &part, &probe, true, &Silent)?;
+    let components = principal_components(&features, shown.len())?;
+    let pooled = features.whitening().apply_pooled(&features);
+    let queries = Matrix {
+        values: pooled.values[..shown.len() * pooled.columns].to_vec(),
+        columns: pooled.columns,
+    };
+    let neighbours = nearest_neighbours(&pooled, &queries, NEIGHBOURS + 1);
+    let near: Vec<usize> = neighbours
+        .iter()
+        .enumerate()
+        .flat_map(|(own, found)| {
+            let others = found.iter().filter(move |(i, _)| *i != own);
+            others.take(NEIGHBOURS).map(|(i, _)| gallery[*i])
+        })
+        .collect();
+    let near_images = whole_images(dataset, &near, config.image_size)?;
+    let per_row = near.len() / shown.len().max(1);
+    (0..shown.len())
+        .map(|i| {
+            let one = |images: &Tensor<4>, at: usize| {
+                let index = Tensor::<1, Int>::from_data(TensorData::new(vec![at as i32], [1]), &images.device());
+                images.clone().select(0, index)
+            };
+            Ok(Pictures {
+                name: dataset.images.name(shown[i]).to_owned(),
+                original: pictures::image(one(&images, i))?,
+                visible: pictures::visible(one(&reconstruction.visible, i), quadrants[i])?,
+                reconstruction: pictures::completed(
+                    one(&images, i),
+                    one(&reconstruction.predicted, i),
+                    quadrants[i],
+                )?,
+                components: pictures::colours(&components[i], features.grid)?,
+                neighbours: (0..per_row)
+                    .map(|k| pictures::image(one(&near_images, i * per_row + k)))
+                    .collect::<Result<_>>()?,
+            })
+        })
+        .collect()
+}
+
+/// The first three principal components of each position of the first `count` maps, each scaled to 0…1 over all of
+/// them.
+fn principal_components(features: &Features, count: usize) -> Result<Vec<Vec<[f64; 3]>>> {
+    let (mean, directions) = features.principal_directions(3);
+    let places: Vec<usize> = (0..count).collect();
+    let maps = features.maps(&places)?;
+    let [n, t, c] = maps.dims();
+    let values = crate::nn::values(maps);
+    let mut projected: Vec<[f64; 3]> = values
+        .chunks_exact(c)
+        .map(|z| {
+            std::array::from_fn(|k| {
+                let centred = z.iter().zip(&mean).map(|(&v, mean)| f64::from(v) - mean);
+                centred.zip(&directions[k]).map(|(v, d)| v * d).sum()
+            })
+        })
+        .collect();
+    for k in 0..3 {
+        let extreme = |pick: fn(f64, f64) -> f64, start: f64| {
+            projected.iter().fold(start, |found, position| pick(found, position[k]))
+        };
+        let (least, largest) = (extreme(f64::min, f64::INFINITY), extreme(f64::max, f64::NEG_INFINITY));
+        for position in &mut projected {
+            position[k] = (position[k] - least) / (largest - least).max(1e-12);
+        }
+    }
+    Ok((0..n).map(|i| projected[i * t..(i + 1) * t].to_vec()).collect())
+}
