@@ -11,9 +11,12 @@ use crate::error::{Error, Result};
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);
     let write = || -> std::io::Result<()> {
-        let mut scratch = tempfile::Builder::new()
-            .prefix(".scratch-")
-            .tempfile_in(folder)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".scratch-");
+        // Scratch files are private by default; what is written here is a normal file.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut scratch = builder.tempfile_in(folder)?;
         scratch.write_all(bytes)?;
         scratch.as_file().sync_all()?;
         scratch.persist(path)?;

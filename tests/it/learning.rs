@@ -1,0 +1,128 @@
+//! One network, one batch: what must be learnt, and what must not be seen.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use qbheat::config::Config;
+use qbheat::data::{BUILTIN, DataConfig, Dataset, normalise, whole_view};
+use qbheat::error::Error;
+use qbheat::heat::{Quadrant, sort_by_quadrant, visible_quarters};
+use qbheat::nn::StateDict;
+use qbheat::observe::Silent;
+use qbheat::pretrain::qb_heat;
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+
+use crate::support::values;
+
+const BATCH: usize = 16;
+
+fn config() -> Config {
+    let settings = [("image_size".to_owned(), "32".to_owned())];
+    Config::load(None, &settings).unwrap()
+}
+
+/// Sixteen images of the built-in data.
+fn real_images(device: &Device) -> Tensor<4> {
+    let data = DataConfig {
+        path: BUILTIN.into(),
+        ..DataConfig::default()
+    };
+    let dataset = Dataset::open(&data, 0, &Silent).unwrap();
+    let mut pixels = Vec::new();
+    for i in 0..BATCH {
+        let (picture, _) = dataset.images.picture(i * 350).unwrap();
+        normalise(&whole_view(&picture, 32), &mut pixels);
+    }
+    Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), device)
+}
+
+fn quadrants() -> Vec<Quadrant> {
+    (0..BATCH).map(|i| Quadrant::ALL[i % 4]).collect()
+}
+
+fn state(device: &Device) -> TrainState<qbheat::heat::QbHeat> {
+    TrainState {
+        model: qb_heat(&config(), device).unwrap(),
+        optimizer: AdamW::new(AdamWConfig {
+            betas: [0.9, 0.95],
+            weight_decay: 0.0,
+            clip_norm: 3.0,
+        }),
+        step: 0,
+    }
+}
+
+fn rate(total_steps: u64) -> LearningRate {
+    LearningRate {
+        peak: 3e-3,
+        warmup_steps: 5,
+        total_steps,
+        schedule: Schedule::Cosine,
+    }
+}
+
+#[test]
+fn the_network_overfits_one_batch_of_real_images_to_a_loss_below_a_quarter() {
+    let device = qbheat::device().autodiff();
+    let images = real_images(&device);
+    let mut last = f32::INFINITY;
+    train(
+        state(&device),
+        &rate(150),
+        || Ok(images.clone()),
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |_, report| {
+            last = report.loss;
+            Ok(Stop::No)
+        },
+    )
+    .unwrap();
+    assert!(last < 0.25, "loss {last}; the trivial predictor has about 0.96");
+}
+
+#[test]
+fn nothing_of_the_masked_pixels_reaches_the_encoder() {
+    let device = qbheat::device();
+    let images = real_images(&device);
+    let quadrants = quadrants();
+    let encoder = qb_heat(&config(), &device).unwrap().encoder.valid();
+    let features = |images: Tensor<4>| {
+        let (sorted, sizes, _) = sort_by_quadrant(images, &quadrants);
+        values(encoder.forward(visible_quarters(&sorted, &sizes)))
+    };
+    let before = features(images.clone());
+    let mut pixels = values(images);
+    for (i, value) in pixels.iter_mut().enumerate() {
+        let (image, y, x) = (i / 3072, i / 32 % 32, i % 32);
+        if (y / 16, x / 16) != quadrants[image].cell() {
+            *value = f32::NAN;
+        }
+    }
+    let masked = Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
+    let after = features(masked);
+    assert!(before.iter().zip(&after).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
+    let device = qbheat::device().autodiff();
+    let images = real_images(&device);
+    let (mut batches, mut updates) = (0, 0);
+    let result = train(
+        state(&device),
+        &rate(5),
+        || {
+            batches += 1;
+            Ok(if batches == 3 { images.clone() * f32::NAN } else { images.clone() })
+        },
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |state, report| {
+            updates += 1;
+            let weights = StateDict::of(&state.model);
+            assert!(report.gradient_norm.is_finite());
+            assert!(weights.0.values().flat_map(|t| &t.values).all(|v| v.is_finite()));
+            Ok(Stop::No)
+        },
+    );
+    assert!(matches!(result, Err(Error::NonFinite { step: 3, .. })));
+    assert_eq!(updates, 2);
+}

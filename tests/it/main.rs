@@ -1,0 +1,10 @@
+//! All integration tests in one program: linking one is faster than linking many.
+
+mod bad_input;
+mod command_line;
+mod closed_forms;
+mod data;
+mod learning;
+mod reference;
+mod reliability;
+mod support;

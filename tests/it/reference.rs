@@ -1,0 +1,234 @@
+//! Against PyTorch and scikit-learn; the answers come from `tools/make_fixtures.py`.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+use qbheat::config::Config;
+use qbheat::encoder::InvertedResidual;
+use qbheat::heat::{
+    Parametrisation, Propagator, Quadrant, normalise_patches, patches, weighted_mean_squared_error,
+};
+use qbheat::nn::{Init, Named, StateDict, TransformerBlock};
+use qbheat::pretrain::qb_heat;
+use qbheat::probe::{Matrix, fit_logistic};
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+
+use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
+
+const FORWARD: f32 = 1e-4;
+const BACKWARD: f32 = 1e-3;
+
+fn fixtures() -> StateDict {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/reference.safetensors");
+    read_tensors(path.as_ref())
+}
+
+fn init() -> Init {
+    Init::new(0, &qbheat::device().autodiff())
+}
+
+fn assert_close(fixtures: &StateDict, name: &str, found: &[f32], tolerance: f32) {
+    let error = difference(found, &fixtures.0[name].values);
+    assert!(error <= tolerance, "{name}: relative error {error:e}");
+}
+
+/// The weights that `fill` in the script gives.
+fn fill<M: Module>(module: M) -> M {
+    let mut state = StateDict::of(&module);
+    for (name, tensor) in &mut state.0 {
+        let shape = tensor.shape.clone();
+        let phase = name
+            .bytes()
+            .enumerate()
+            .map(|(k, byte)| (k as u64 + 1) * u64::from(byte))
+            .sum::<u64>()
+            % 1000;
+        let last = name.rsplit('.').next().unwrap();
+        let (scale, shift) = match (last, &shape[..]) {
+            ("running_mean" | "running_var", _) => continue,
+            ("weight" | "gamma", [_]) => (0.1, 1.0),
+            (_, [_]) => (0.1, 0.0),
+            ("matrices", [.., c]) => (0.3 / (*c as f64).sqrt(), 0.0),
+            (_, [inputs, _]) => ((3.0 / *inputs as f64).sqrt(), 0.0),
+            (_, [_, rest @ ..]) => ((3.0 / rest.iter().product::<usize>() as f64).sqrt(), 0.0),
+            (_, []) => unreachable!(),
+        };
+        *tensor = wave(&shape, phase as f64, scale);
+        tensor.values.iter_mut().for_each(|v| *v += shift);
+    }
+    state.load_into(module).unwrap()
+}
+
+fn layer_case<M: Module, const D: usize>(
+    case: &str,
+    module: M,
+    shape: [usize; D],
+    forward: impl Fn(&M, Tensor<D>) -> Tensor<D>,
+) {
+    let fixtures = fixtures();
+    let module = fill(module);
+    let x: Tensor<D> = tensor(&wave(&shape, 0.5, 1.0)).require_grad();
+    let y = forward(&module, x.clone());
+    assert_close(&fixtures, &format!("{case}/output"), &values(y.clone()), FORWARD);
+    let weights: Tensor<D> = tensor(&wave(&y.dims(), 1.0, 1.0));
+    let grads = (y * weights).sum().backward();
+    let input = values(x.grad(&grads).unwrap());
+    assert_close(&fixtures, &format!("{case}/gradient/input"), &input, BACKWARD);
+    let found = gradients(&module, &grads);
+    assert!(!found.is_empty());
+    let largest = found
+        .values()
+        .flatten()
+        .fold(0f32, |largest, v| largest.max(v.abs()));
+    for (name, found) in found {
+        let expected = &fixtures.0[&format!("{case}/gradient/{name}")].values;
+        let off = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off <= BACKWARD * largest, "{case}: gradient of {name} off by {off:e} of {largest}");
+    }
+    let state = StateDict::of(&module);
+    for (name, expected) in fixtures.under(&format!("{case}/state/")).0 {
+        assert!(difference(&state.0[&name].values, &expected.values) < FORWARD, "{name}");
+    }
+}
+
+#[test]
+fn transformer_block_equals_pytorch() {
+    let block = TransformerBlock::new(16, 4, &mut init());
+    layer_case("block", block, [2, 5, 16], |block, x| block.forward(x));
+}
+
+#[test]
+fn inverted_residual_equals_pytorch_running_statistics_included() {
+    let with_skip = InvertedResidual::new(6, 10, 6, 1, &mut init());
+    layer_case("residual1", with_skip, [3, 6, 5, 5], |block, x| block.forward(x));
+    let with_stride = InvertedResidual::new(6, 10, 8, 2, &mut init());
+    layer_case("residual2", with_stride, [3, 6, 6, 6], |block, x| block.forward(x));
+}
+
+#[test]
+fn propagator_equals_pytorch_in_all_parametrisations() {
+    use Parametrisation::*;
+    let fixtures = fixtures();
+    for (kind, name) in [
+        (Signed, "signed"),
+        (Separate, "separate"),
+        (Exponential, "exponential"),
+        (NormLinear, "norm-linear"),
+    ] {
+        for (visible, place) in [
+            (Quadrant::TopLeft, "00"),
+            (Quadrant::BottomRight, "11"),
+            (Quadrant::TopRight, "01"),
+        ] {
+            let case = format!("propagator-{name}-{place}");
+            let propagator = fill(Propagator::new(6, kind, &mut init()));
+            let z: Tensor<3> = tensor(&wave(&[2, 3, 6], 0.5, 1.0)).require_grad();
+            let q = propagator.propagate(z.clone(), visible);
+            let (row, column) = visible.cell();
+            let mut cells = vec![
+                ((row, column), q.visible),
+                ((row, 1 - column), q.beside),
+                ((1 - row, column), q.above_or_below),
+                ((1 - row, 1 - column), q.diagonal),
+            ];
+            cells.sort_by_key(|(place, _)| *place);
+            let whole: Tensor<4> =
+                Tensor::stack(cells.into_iter().map(|(_, features)| features).collect(), 0);
+            assert_close(&fixtures, &format!("{case}/output"), &values(whole.clone()), FORWARD);
+            let weights: Tensor<4> = tensor(&wave(&whole.dims(), 1.0, 1.0));
+            let grads = (whole * weights).sum().backward();
+            let found = gradients(&propagator, &grads);
+            assert_close(&fixtures, &format!("{case}/gradient/matrices"), &found["matrices"], BACKWARD);
+            let input = values(z.grad(&grads).unwrap());
+            assert_close(&fixtures, &format!("{case}/gradient/input"), &input, BACKWARD);
+        }
+    }
+}
+
+#[test]
+fn masked_loss_equals_pytorch() {
+    let fixtures = fixtures();
+    let images: Tensor<4> = tensor(&wave(&[2, 3, 8, 8], 0.5, 1.0));
+    let predicted: Tensor<3> = tensor(&wave(&[2, 16, 12], 0.3, 1.0)).require_grad();
+    let weights: Tensor<2> = tensor(&fixtures.0["loss/weights"]);
+    let target = normalise_patches(patches(images, 2));
+    let loss = weighted_mean_squared_error(predicted.clone(), target, weights);
+    assert_close(&fixtures, "loss/output", &values(loss.clone()), FORWARD);
+    let gradient = predicted.grad(&loss.backward()).unwrap();
+    assert_close(&fixtures, "loss/gradient/predicted", &values(gradient), BACKWARD);
+}
+
+#[test]
+fn whole_model_has_the_loss_of_the_pytorch_model() {
+    use Quadrant::*;
+    let fixtures = fixtures();
+    let quadrants = [
+        TopRight, BottomRight, TopLeft, BottomLeft, TopRight, TopLeft, BottomRight, BottomLeft,
+    ];
+    for kind in ["signed", "norm-linear"] {
+        let settings = [
+            ("image_size".to_owned(), "32".to_owned()),
+            ("qb_heat.propagator".to_owned(), kind.to_owned()),
+        ];
+        let config = Config::load(None, &settings).unwrap();
+        let model = fill(qb_heat(&config, &qbheat::device().autodiff()).unwrap());
+        let images: Tensor<4> = tensor(&wave(&[8, 3, 32, 32], 0.5, 1.0));
+        let loss = values(model.loss(images, &quadrants));
+        assert_close(&fixtures, &format!("model-{kind}/output"), &loss, FORWARD);
+    }
+}
+
+#[test]
+fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
+    let fixtures = fixtures();
+    let x: Tensor<2> = tensor(&wave(&[8, 4], 0.2, 1.0));
+    let y: Tensor<2> = tensor(&wave(&[8, 3], 0.9, 4.0));
+    let state = TrainState {
+        model: fill(init().linear(4, 3)),
+        optimizer: AdamW::new(AdamWConfig {
+            betas: [0.9, 0.95],
+            weight_decay: 0.3,
+            clip_norm: 0.7,
+        }),
+        step: 0,
+    };
+    let rate = LearningRate {
+        peak: 0.05,
+        warmup_steps: 5,
+        total_steps: 20,
+        schedule: Schedule::Cosine,
+    };
+    let mut losses = Vec::new();
+    let state = train(
+        state,
+        &rate,
+        || Ok(()),
+        |model: &Linear, ()| {
+            let error = model.forward(x.clone()) - y.clone();
+            (error.clone() * error).mean()
+        },
+        |_, report| {
+            losses.push(report.loss);
+            Ok(Stop::No)
+        },
+    )
+    .unwrap();
+    assert_close(&fixtures, "adamw/losses", &losses, FORWARD);
+    let state = StateDict::of(&state.model);
+    assert_close(&fixtures, "adamw/weight", &state.0["weight"].values, FORWARD);
+    assert_close(&fixtures, "adamw/bias", &state.0["bias"].values, FORWARD);
+}
+
+#[test]
+fn logistic_regression_equals_scikit_learn() {
+    let fixtures = fixtures();
+    let Named { values, .. } = wave(&[90, 5], 0.4, 1.0);
+    let labels: Vec<u32> = (0..90).map(|i| i * 7 % 11 % 3).collect();
+    let solved = fit_logistic(&Matrix { values, columns: 5 }, &labels, 3, 1e-2);
+    assert!(solved.converged);
+    let expected = &fixtures.0["logistic/weights"].values;
+    let found: Vec<f32> = solved.weights.transpose().iter().map(|&v| v as f32).collect();
+    assert!(difference(&found, expected) < 2e-3, "{found:?} {expected:?}");
+    let bias: Vec<f32> = solved.bias.iter().map(|&v| v as f32).collect();
+    assert!(difference(&bias, &fixtures.0["logistic/bias"].values) < 2e-3);
+}

@@ -1,0 +1,263 @@
+//! A run that dies, is stopped or finds damage goes on as if nothing had happened, bit for bit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use qbheat::random::{Purpose, stream};
+use rand::RngExt;
+
+use crate::support::{command, losses, qbheat, read_tensors, stderr, write_images};
+
+const STEPS: u64 = 24;
+
+/// A data set of 32 images and the arguments of a run of 24 steps on it.
+struct Setup {
+    home: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        write_images(&home.path().join("set"), &["a", "b"], 18, 16);
+        Self { home }
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn pretrain(&self, name: &str, more: &[&str]) -> Vec<String> {
+        let data = self.home.path().join("set");
+        let out = self.run(name);
+        let mut arguments: Vec<String> = [
+            "pretrain", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap(), "--image-size", "16",
+            "--batch-size", "8", "--epochs", "6", "--threads", "2", "--seed", "3", "--set", "encoder.stride=4",
+            "--set", "run.checkpoint_every=3", "--set", "qb_heat.decoder.depth=1",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        arguments.extend(more.iter().map(|&text| text.to_owned()));
+        arguments
+    }
+
+    /// Trains without a stop and returns the run.
+    fn uninterrupted(&self, name: &str, more: &[&str]) -> PathBuf {
+        let arguments = self.pretrain(name, more);
+        let output = qbheat(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", stderr(&output));
+        self.run(name)
+    }
+}
+
+fn resume(run: &Path) -> std::process::Output {
+    qbheat(&["resume", run.to_str().unwrap()])
+}
+
+fn assert_same(run: &Path, reference: &Path) {
+    assert_eq!(losses(run), losses(reference), "each step stands once, with the same loss");
+    let encoder = |run: &Path| fs::read(run.join("encoder.safetensors")).unwrap();
+    assert!(encoder(run) == encoder(reference), "the encoders are the same bytes");
+    let last = format!("checkpoints/step-{STEPS:09}");
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let tensors = |run: &Path| read_tensors(&run.join(&last).join(file));
+        assert!(tensors(run) == tensors(reference), "{file}");
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
+    let setup = Setup::new();
+    let start = Instant::now();
+    let reference = setup.uninterrupted("reference", &[]);
+    let whole = start.elapsed();
+    for seed in 0..6 {
+        let name = format!("killed-{seed}");
+        let run = setup.run(&name);
+        let mut random = stream(seed, Purpose::Sample, 0, 0);
+        let mut arguments = setup.pretrain(&name, &[]);
+        let mut kills = 0;
+        loop {
+            let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // The first kills come anywhere, later ones late enough for some progress.
+            let least = if kills < 3 { 0.0 } else { 0.6 };
+            sleep(whole.mul_f64(random.random_range(least..1.2)));
+            let finished = child.try_wait().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if let Some(status) = finished {
+                assert!(status.success());
+                break;
+            }
+            kills += 1;
+            assert!(kills < 60, "no progress");
+            let started = run.join("checkpoints").is_dir()
+                && fs::read_dir(run.join("checkpoints"))
+                    .unwrap()
+                    .flatten()
+                    .any(|entry| entry.file_name().to_string_lossy().starts_with("step-"));
+            if started {
+                arguments = vec!["resume".into(), run.to_str().unwrap().into()];
+            } else if run.exists() {
+                // Killed before the first checkpoint: there is nothing to go on from.
+                fs::remove_dir_all(&run).unwrap();
+            }
+        }
+        assert_same(&run, &reference);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn term_and_int_finish_the_step_save_and_say_how_to_go_on() {
+    let setup = Setup::new();
+    let reference = setup.uninterrupted("reference", &[]);
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let run = setup.run(signal);
+        let arguments = setup.pretrain(signal, &[]);
+        let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for_steps(&run, 2);
+        send(signal, child.id());
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(code));
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
+        assert!(text.contains("qbheat resume"), "{text}");
+        assert!(!run.join("encoder.safetensors").exists());
+        let done = losses(&run).len() as u64;
+        assert!((2..STEPS).contains(&done), "{done} steps");
+        assert!(run.join(format!("checkpoints/step-{done:09}")).is_dir());
+        assert!(resume(&run).status.success());
+        assert_same(&run, &reference);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let setup = Setup::new();
+    let arguments = setup.pretrain("twice", &["--set", "optim.epochs=5000"]);
+    let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_steps(&setup.run("twice"), 1);
+    send("INT", child.id());
+    send("INT", child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[cfg(unix)]
+fn send(signal: &str, process: u32) {
+    let status = std::process::Command::new("kill")
+        .args([format!("-{signal}"), process.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[cfg(unix)]
+fn wait_for_steps(run: &Path, steps: usize) {
+    let start = Instant::now();
+    let log = run.join("events.jsonl");
+    let count = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().filter(|line| line.contains("\"step\",")).count()
+    };
+    while count() < steps {
+        assert!(start.elapsed() < Duration::from_secs(120), "no step was taken");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_next_older_one() {
+    let setup = Setup::new();
+    let reference = setup.uninterrupted("reference", &[]);
+    let newest = format!("checkpoints/step-{STEPS:09}");
+    for file in ["model.safetensors", "optimizer.safetensors", "manifest.json"] {
+        let whole = fs::read(reference.join(&newest).join(file)).unwrap();
+        let damages: [(&str, Vec<u8>); 4] = [
+            ("empty", Vec::new()),
+            ("cut", whole[..whole.len() - 1].to_vec()),
+            ("flipped early", flip(&whole, 9)),
+            ("flipped in the middle", flip(&whole, whole.len() * 8 / 2)),
+        ];
+        for (damage, bytes) in damages {
+            let run = copy(&reference, &setup.run("damaged"));
+            fs::write(run.join(&newest).join(file), bytes).unwrap();
+            fs::remove_file(run.join("encoder.safetensors")).unwrap();
+            let output = resume(&run);
+            let text = stderr(&output);
+            assert!(output.status.success(), "{file} {damage}: {text}");
+            assert!(text.contains("passed over") && text.contains(file), "{file} {damage}: {text}");
+            assert!(!text.contains("panicked"));
+            assert_same(&run, &reference);
+        }
+    }
+    let run = copy(&reference, &setup.run("damaged"));
+    for entry in fs::read_dir(run.join("checkpoints")).unwrap().flatten() {
+        fs::write(entry.path().join("manifest.json"), "{}").unwrap();
+    }
+    let output = resume(&run);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no checkpoint verifies"));
+}
+
+fn flip(bytes: &[u8], bit: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    bytes
+}
+
+fn copy(from: &Path, to: &Path) -> PathBuf {
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+    to.to_owned()
+}
+
+#[test]
+fn more_epochs_are_refused_under_a_cosine_and_taken_under_a_constant_rate() {
+    let setup = Setup::new();
+    let cosine = setup.uninterrupted("cosine", &[]);
+    let output = qbheat(&["resume", cosine.to_str().unwrap(), "--epochs", "9"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cosine"), "{}", stderr(&output));
+    let constant = setup.uninterrupted("constant", &["--set", "optim.schedule=constant"]);
+    let output = qbheat(&["resume", constant.to_str().unwrap(), "--epochs", "7"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(losses(&constant).len() as u64, STEPS + 4);
+}
+
+#[test]
+fn a_run_that_exists_is_never_overwritten() {
+    let setup = Setup::new();
+    let run = setup.uninterrupted("run", &[]);
+    let before = fs::read(run.join("events.jsonl")).unwrap();
+    let arguments = setup.pretrain("run", &[]);
+    let output = qbheat(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("qbheat resume"));
+    assert_eq!(fs::read(run.join("events.jsonl")).unwrap(), before);
+    let kept = fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert_eq!(kept, 3, "the newest three checkpoints are kept");
+}
