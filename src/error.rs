@@ -46,7 +46,10 @@ pub enum Error {
     )]
     BatchTooLarge { batch_size: usize, images: usize },
     #[error("{}: not a run folder (it has no {missing}); `qbheat pretrain --out {}` makes one", path.display(), path.display())]
-    NotARun { path: PathBuf, missing: &'static str },
+    NotARun {
+        path: PathBuf,
+        missing: &'static str,
+    },
     #[error("{}: this run exists already; go on with `qbheat resume {}`, or choose another --out", path.display(), path.display())]
     RunExists { path: PathBuf },
     #[error("{}: the folder is not empty and is no run; choose another --out", path.display())]
@@ -120,7 +123,10 @@ fn suggestion(nearest: &Option<String>) -> String {
 }
 
 /// The candidate that looks most like `given`.
-pub fn nearest<S: AsRef<str>>(given: &str, candidates: impl IntoIterator<Item = S>) -> Option<String> {
+pub fn nearest<S: AsRef<str>>(
+    given: &str,
+    candidates: impl IntoIterator<Item = S>,
+) -> Option<String> {
     candidates
         .into_iter()
         .map(|name| {

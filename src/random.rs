@@ -54,9 +54,8 @@ mod tests {
 
     #[test]
     fn a_stream_depends_on_all_four_numbers() {
-        let first = |seed, purpose, epoch, index| {
-            stream(seed, purpose, epoch, index).random::<u64>()
-        };
+        let first =
+            |seed, purpose, epoch, index| stream(seed, purpose, epoch, index).random::<u64>();
         let reference = first(1, Purpose::Order, 2, 3);
         assert_eq!(reference, first(1, Purpose::Order, 2, 3));
         for other in [
@@ -76,8 +75,10 @@ mod tests {
             .map(|_| f64::from(standard_normal(&mut random)))
             .collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let variance =
-            values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.03,
+            "{mean} {variance}"
+        );
     }
 }

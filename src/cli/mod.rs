@@ -189,7 +189,10 @@ fn describe_data(dataset: &Dataset) -> String {
         text += &format!(", {others} other files passed over");
     }
     if !unreadable.is_empty() {
-        text += &format!("; unreadable and left out:\n{}", dataset.summary.list_unreadable());
+        text += &format!(
+            "; unreadable and left out:\n{}",
+            dataset.summary.list_unreadable()
+        );
     }
     let (train, held_out) = (dataset.train.len(), dataset.held_out.len());
     text += &match &dataset.split {
@@ -200,10 +203,13 @@ fn describe_data(dataset: &Dataset) -> String {
             "\ntraining on {train}; {held_out} are held out for evaluation ({:.0} % of each class, drawn with the seed)",
             100.0 * share
         ),
-        Split::None => format!("\ntraining on all {train}; nothing is held out, there are no classes to score"),
+        Split::None => {
+            format!("\ntraining on all {train}; nothing is held out, there are no classes to score")
+        }
     };
     if !cached {
-        text += "\nthe decoded images do not fit into data.memory_mib and are decoded anew each epoch";
+        text +=
+            "\nthe decoded images do not fit into data.memory_mib and are decoded anew each epoch";
     }
     text
 }

@@ -74,7 +74,11 @@ pub fn label(weights: &Weights) -> String {
 impl Probe {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let seed = self.common.seed.unwrap_or(0);
-        let into = self.into.as_ref().map(|path| RunFolder::open(path)).transpose()?;
+        let into = self
+            .into
+            .as_ref()
+            .map(|path| RunFolder::open(path))
+            .transpose()?;
         let of_run = match &into {
             Some(run) => {
                 let config = Config::load(Some(&run.file(qbheat::train::CONFIG_FILE)), &[])?;
@@ -91,7 +95,10 @@ impl Probe {
             epochs: self.epochs,
             memory_mib: FEATURE_MEMORY_MIB,
         };
-        if self.epochs == 0 || config.image_size == 0 || config.image_size % config.stride != 0 {
+        if self.epochs == 0
+            || config.image_size == 0
+            || !config.image_size.is_multiple_of(config.stride)
+        {
             return Err(Error::Refused(format!(
                 "--epochs {} --image-size {}: epochs must be at least 1 and the size a multiple of the encoder's \
                  stride, {}",
@@ -148,7 +155,9 @@ fn describe(records: &[ProbeRecord]) -> String {
     let mut lines = Vec::new();
     for record in records {
         let result = &record.result;
-        let top5 = result.top5.map_or(String::new(), |top5| format!(", top-5 {top5:.2} %"));
+        let top5 = result
+            .top5
+            .map_or(String::new(), |top5| format!(", top-5 {top5:.2} %"));
         let details: Vec<String> = result
             .details
             .iter()
@@ -167,7 +176,9 @@ fn describe(records: &[ProbeRecord]) -> String {
     if let Some(record) = records.last() {
         lines.push(format!("per class ({}):", record.result.protocol.name()));
         lines.extend(record.result.per_class.iter().map(|class| {
-            let top1 = class.top1.map_or("-".into(), |top1| format!("{top1:5.1} %"));
+            let top1 = class
+                .top1
+                .map_or("-".into(), |top1| format!("{top1:5.1} %"));
             format!("  {:24} {top1} of {}", class.class, class.images)
         }));
     }

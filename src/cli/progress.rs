@@ -19,14 +19,17 @@ impl Progress {
     }
 
     fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl Observer for Progress {
     fn begin(&self, stage: &str, total: u64) {
-        let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}, {eta} left {wide_msg}")
-            .expect("the template is valid");
+        let style =
+            ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}, {eta} left {wide_msg}")
+                .expect("the template is valid");
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5))
             .with_style(style)
             .with_prefix(stage.to_owned());

@@ -47,7 +47,11 @@ pub fn normalise(view: &[u8], into: &mut Vec<f32>) {
     let plane = view.len() / 3;
     for (colour, values) in view.chunks_exact(plane).enumerate() {
         let (mean, scale) = (MEAN[colour], 1.0 / STD[colour]);
-        into.extend(values.iter().map(|&v| (f32::from(v) / 255.0 - mean) * scale));
+        into.extend(
+            values
+                .iter()
+                .map(|&v| (f32::from(v) / 255.0 - mean) * scale),
+        );
     }
 }
 
@@ -140,7 +144,11 @@ mod tests {
         let config = DataConfig::default();
         let picture = gradient(100, 60);
         for index in 0..500 {
-            let crop = random_crop(&picture, &config, &mut stream(0, Purpose::Augmentation, 0, index));
+            let crop = random_crop(
+                &picture,
+                &config,
+                &mut stream(0, Purpose::Augmentation, 0, index),
+            );
             let share = crop.width * crop.height / 6000.0;
             let ratio = crop.width / crop.height;
             assert!((0.299..=1.001).contains(&share), "{share}");

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use super::DataConfig;
 use super::decode::{self, Header, Picture};
 use super::source::{Entry, Source};
-use super::DataConfig;
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
@@ -192,12 +192,17 @@ impl Dataset {
         let folder_of = |choices: &[&str]| {
             choices
                 .iter()
-                .find(|choice| below.iter().any(|name| name.len() > 1 && name[0] == **choice))
+                .find(|choice| {
+                    below
+                        .iter()
+                        .any(|name| name.len() > 1 && name[0] == **choice)
+                })
                 .map(|choice| (*choice).to_owned())
         };
         let own = folder_of(TRAIN_FOLDERS).zip(folder_of(HELD_OUT_FOLDERS));
         let class_at = usize::from(own.is_some());
-        let class_of = |name: &[&str]| (name.len() > class_at + 1).then(|| name[class_at].to_owned());
+        let class_of =
+            |name: &[&str]| (name.len() > class_at + 1).then(|| name[class_at].to_owned());
         let classes: BTreeSet<String> = below.iter().filter_map(|name| class_of(name)).collect();
         let classes: Vec<String> = classes.into_iter().collect();
         let labels: Vec<Option<u32>> = if classes.len() > 1 {
@@ -226,7 +231,11 @@ impl Dataset {
             }
             None => ((0..names.len()).collect(), Vec::new(), Split::None),
         };
-        self.classes = if classes.len() > 1 { classes } else { Vec::new() };
+        self.classes = if classes.len() > 1 {
+            classes
+        } else {
+            Vec::new()
+        };
         self.train = Arc::new(train);
         self.held_out = Arc::new(held_out);
         self.split = split;

@@ -64,7 +64,9 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
         .map_err(|error| error.to_string())?;
     let format = reader.format().map_or("unknown", name);
     reader.limits(limits());
-    let (width, height) = reader.into_dimensions().map_err(|error| error.to_string())?;
+    let (width, height) = reader
+        .into_dimensions()
+        .map_err(|error| error.to_string())?;
     Ok(Header {
         format,
         width,
@@ -81,5 +83,9 @@ fn limits() -> Limits {
 }
 
 fn name(format: image::ImageFormat) -> &'static str {
-    format.extensions_str().first().copied().unwrap_or("unknown")
+    format
+        .extensions_str()
+        .first()
+        .copied()
+        .unwrap_or("unknown")
 }

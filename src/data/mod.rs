@@ -92,6 +92,11 @@ impl DataConfig {
             format!("{:?}", self.crop_ratio),
             "two numbers above 0, the smaller first",
         )?;
-        require(share(self.flip), "data.flip", self.flip, "a probability from 0 to 1")
+        require(
+            share(self.flip),
+            "data.flip",
+            self.flip,
+            "a probability from 0 to 1",
+        )
     }
 }

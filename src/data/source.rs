@@ -49,7 +49,10 @@ enum Store {
 impl Source {
     /// Lists a folder, a `.tar` or [`BUILTIN`].
     pub fn open(path: &Path) -> Result<Self> {
-        let mut source = if path.to_str().is_some_and(|text| text.starts_with("builtin:")) {
+        let mut source = if path
+            .to_str()
+            .is_some_and(|text| text.starts_with("builtin:"))
+        {
             if path != Path::new(BUILTIN) {
                 return Err(Error::Unknown {
                     what: "built-in data set",
@@ -106,9 +109,9 @@ impl Source {
             (&Location::Range { offset, bytes }, Store::Memory(tar)) => {
                 Ok(tar[offset as usize..(offset + bytes) as usize].to_vec())
             }
-            (Location::Range { .. }, Store::Folder) => Err(std::io::Error::other(
-                "a folder has no ranges",
-            )),
+            (Location::Range { .. }, Store::Folder) => {
+                Err(std::io::Error::other("a folder has no ranges"))
+            }
         }
     }
 
@@ -138,7 +141,10 @@ impl Source {
     fn tar(path: &Path, reader: impl Read + Seek, store: Store) -> Result<Self> {
         let mut source = Self::empty(path, store);
         let broken = |error: std::io::Error| {
-            Error::data(path, format!("not a readable tar ({error}); is it truncated?"))
+            Error::data(
+                path,
+                format!("not a readable tar ({error}); is it truncated?"),
+            )
         };
         let mut reader = reader;
         let length = reader.seek(SeekFrom::End(0)).map_err(broken)?;
@@ -189,7 +195,10 @@ impl Source {
     }
 
     fn add(&mut self, name: String, location: Location) {
-        let hidden = name.rsplit('/').next().is_some_and(|file| file.starts_with('.'));
+        let hidden = name
+            .rsplit('/')
+            .next()
+            .is_some_and(|file| file.starts_with('.'));
         let extension = extension(Path::new(&name)).to_ascii_lowercase();
         if !hidden && EXTENSIONS.contains(&extension.as_str()) {
             self.entries.push(Entry { name, location });

@@ -13,7 +13,7 @@ mod quarter;
 
 pub use decoder::{Decoder, DecoderConfig};
 pub use objective::{
-    normalise_patches, patches, patch_statistics, unpatch, weighted_mean_squared_error,
+    normalise_patches, patch_statistics, patches, unpatch, weighted_mean_squared_error,
 };
 pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
 pub use qb_heat::{QbHeat, QbHeatConfig, Reconstruction};

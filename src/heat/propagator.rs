@@ -144,9 +144,7 @@ impl Propagator {
     }
 
     fn towards(&self, direction: Direction) -> Tensor<2> {
-        self.matrix(
-            2 * usize::from(direction.is_vertical()) + usize::from(direction.is_positive()),
-        )
+        self.matrix(2 * usize::from(direction.is_vertical()) + usize::from(direction.is_positive()))
     }
 
     fn matrix(&self, i: usize) -> Tensor<2> {

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::quarter::{groups, GroupSizes};
+use super::quarter::{GroupSizes, groups};
 use super::{
     Decoder, DecoderConfig, Parametrisation, Propagator, Quadrant, assemble, normalise_patches,
     patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
@@ -131,7 +131,10 @@ impl QbHeat {
             let images = unpatch(patches, self.patch, grid);
             let mut back: Vec<Tensor<4>> = Vec::with_capacity(order.len());
             for place in 0..order.len() {
-                let sorted = order.iter().position(|&from| from == place).unwrap_or(place);
+                let sorted = order
+                    .iter()
+                    .position(|&from| from == place)
+                    .unwrap_or(place);
                 back.push(images.clone().slice_dim(0, sorted..sorted + 1));
             }
             Tensor::cat(back, 0)
@@ -148,7 +151,9 @@ impl QbHeat {
         let [n, c, h, w] = z.dims();
         let z = z.reshape([n, c, h * w]).swap_dims(1, 2);
         let maps = groups(sizes).map(|(visible, range)| {
-            let quarters = self.propagator.propagate(z.clone().slice_dim(0, range), visible);
+            let quarters = self
+                .propagator
+                .propagate(z.clone().slice_dim(0, range), visible);
             assemble(quarters, visible, [h, w])
         });
         self.decoder

@@ -56,8 +56,7 @@ pub fn sort_by_quadrant(
     let sizes = Quadrant::ALL.map(|quadrant| visible.iter().filter(|&&v| v == quadrant).count());
     let indices: Vec<i32> = order.iter().map(|&i| i as i32).collect();
     let count = indices.len();
-    let indices =
-        Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &images.device());
+    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &images.device());
     (images.select(0, indices), sizes, order)
 }
 
@@ -165,7 +164,7 @@ mod tests {
     fn cropping_and_assembling_are_inverse() {
         let device = Device::flex();
         let image = counting(4, &device);
-        let whole: Vec<f32> = image.to_data().into_vec().unwrap();
+        let whole: Vec<f32> = image.to_data().try_into_vec().unwrap();
         for visible in Quadrant::ALL {
             let quarter = |right: bool, lower: bool| {
                 let quadrant = Quadrant::ALL
@@ -184,7 +183,7 @@ mod tests {
                 diagonal: quarter(!right, !lower),
             };
             let map = assemble(quarters, visible, [2, 2]);
-            assert_eq!(map.into_data().into_vec::<f32>().unwrap(), whole);
+            assert_eq!(map.into_data().try_into_vec::<f32>().unwrap(), whole);
         }
     }
 
@@ -192,7 +191,7 @@ mod tests {
     fn weights_are_zero_exactly_on_the_visible_quarter() {
         let values = weights(&[0, 1, 0, 0], [1, 2], 0.0, &Device::flex());
         assert_eq!(
-            values.into_data().into_vec::<f32>().unwrap(),
+            values.into_data().try_into_vec::<f32>().unwrap(),
             [1., 1., 0., 0., 1., 1., 1., 1.]
         );
     }
@@ -205,12 +204,14 @@ mod tests {
             TensorData::new(vec![0f32, 1., 2., 3., 4.], [5, 1, 1, 1]),
             &device,
         );
-        let (sorted, sizes, order) =
-            sort_by_quadrant(images, &[BottomRight, TopLeft, BottomRight, TopRight, TopLeft]);
+        let (sorted, sizes, order) = sort_by_quadrant(
+            images,
+            &[BottomRight, TopLeft, BottomRight, TopRight, TopLeft],
+        );
         assert_eq!(order, [1, 4, 3, 0, 2]);
         assert_eq!(sizes, [2, 1, 0, 2]);
         assert_eq!(
-            sorted.into_data().into_vec::<f32>().unwrap(),
+            sorted.into_data().try_into_vec::<f32>().unwrap(),
             [1., 4., 3., 0., 2.]
         );
     }

@@ -32,11 +32,7 @@ impl Init {
     }
 
     /// Uniform in ±1/√`fan_in`: PyTorch's default for convolutions and linear layers.
-    pub fn fan_in<const D: usize>(
-        &mut self,
-        shape: [usize; D],
-        fan_in: usize,
-    ) -> Param<Tensor<D>> {
+    pub fn fan_in<const D: usize>(&mut self, shape: [usize; D], fan_in: usize) -> Param<Tensor<D>> {
         let bound = 1.0 / (fan_in as f32).sqrt();
         let values = (0..shape.iter().product())
             .map(|_| self.random.random_range(-bound..bound))

@@ -104,7 +104,10 @@ impl StateDict {
         let views = bytes
             .iter()
             .map(|(name, tensor, bytes)| {
-                Ok((*name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?))
+                Ok((
+                    *name,
+                    TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?,
+                ))
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         // One key only: the format stores a hash map, whose order would change from run to run.

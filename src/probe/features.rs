@@ -29,7 +29,7 @@ pub struct Features<'a> {
 enum Maps<'a> {
     Kept(Vec<f32>),
     Recomputed {
-        encoder: Encoder,
+        encoder: Box<Encoder>,
         dataset: &'a Dataset,
         indices: Vec<usize>,
         image_size: usize,
@@ -118,7 +118,7 @@ pub fn extract<'a>(
         Maps::Kept(kept)
     } else {
         Maps::Recomputed {
-            encoder,
+            encoder: Box::new(encoder),
             dataset: part.dataset,
             indices: part.indices.clone(),
             image_size: config.image_size,
@@ -203,7 +203,12 @@ impl Features<'_> {
         Whitening {
             mean: mean.iter().map(|&v| v as f32).collect(),
             // Column-major storage of the transpose is row-major storage of the matrix.
-            matrix: matrix.transpose().as_slice().iter().map(|&v| v as f32).collect(),
+            matrix: matrix
+                .transpose()
+                .as_slice()
+                .iter()
+                .map(|&v| v as f32)
+                .collect(),
         }
     }
 

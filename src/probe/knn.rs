@@ -37,7 +37,10 @@ pub fn nearest_neighbours(candidates: &Matrix, queries: &Matrix, k: usize) -> Ve
     let mut found = Vec::with_capacity(queries.rows());
     for start in (0..queries.rows()).step_by(CHUNK) {
         let end = (start + CHUNK).min(queries.rows());
-        let similarities = all.clone().slice_dim(0, start..end).matmul(candidates.clone());
+        let similarities = all
+            .clone()
+            .slice_dim(0, start..end)
+            .matmul(candidates.clone());
         let columns = similarities.dims()[1];
         for row in crate::nn::values(similarities).chunks_exact(columns) {
             let mut order: Vec<usize> = (0..columns).collect();
@@ -54,7 +57,10 @@ pub fn nearest_neighbours(candidates: &Matrix, queries: &Matrix, k: usize) -> Ve
 }
 
 fn unit_rows(rows: Tensor<2>) -> Tensor<2> {
-    let lengths = (rows.clone() * rows.clone()).sum_dim(1).sqrt().clamp_min(1e-12);
+    let lengths = (rows.clone() * rows.clone())
+        .sum_dim(1)
+        .sqrt()
+        .clamp_min(1e-12);
     rows / lengths
 }
 
@@ -66,7 +72,9 @@ mod tests {
     fn random_matrix(rows: usize, columns: usize, seed: u64) -> Matrix {
         let mut random = stream(seed, Purpose::Sample, 0, 0);
         Matrix {
-            values: (0..rows * columns).map(|_| standard_normal(&mut random)).collect(),
+            values: (0..rows * columns)
+                .map(|_| standard_normal(&mut random))
+                .collect(),
             columns,
         }
     }
@@ -78,7 +86,10 @@ mod tests {
         let scores = knn_scores(&train, (&labels, 5), &held_out);
         let cosine = |a: &[f32], b: &[f32]| {
             let dot = |x: &[f32], y: &[f32]| -> f64 {
-                x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+                x.iter()
+                    .zip(y)
+                    .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                    .sum()
             };
             dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
         };
@@ -93,7 +104,10 @@ mod tests {
             }
             for (class, expected) in expected.iter().enumerate() {
                 let found = f64::from(scores.values[query * 5 + class]);
-                assert!((found - expected).abs() <= 1e-3 * expected.max(1.0), "{found} {expected}");
+                assert!(
+                    (found - expected).abs() <= 1e-3 * expected.max(1.0),
+                    "{found} {expected}"
+                );
             }
         }
     }

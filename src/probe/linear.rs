@@ -59,7 +59,10 @@ pub fn linear_scores(
     let mut best = (f64::NEG_INFINITY, STRENGTHS[0], start.clone());
     for (done, l2) in STRENGTHS.into_iter().enumerate() {
         let (solution, _) = minimise(|x| problem.loss(x, l2), start);
-        let score = problem.classifier(&solution, true).scores(&check).top(1, &check_labels);
+        let score = problem
+            .classifier(&solution, true)
+            .scores(&check)
+            .top(1, &check_labels);
         observer.progress(done as u64 + 1, &format!("L2 {l2:.0e}: {score:.1} %"));
         if score > best.0 {
             best = (score, l2, solution.clone());
@@ -91,7 +94,8 @@ fn fit(problem: &Problem, l2: f64, start: Vec<f64>) -> Logistic {
 impl Logistic {
     /// A score for each row and class.
     pub fn scores(&self, inputs: &Matrix) -> Scores {
-        let rows = DMatrix::from_row_slice(inputs.rows(), inputs.columns, &inputs.values).cast::<f64>();
+        let rows =
+            DMatrix::from_row_slice(inputs.rows(), inputs.columns, &inputs.values).cast::<f64>();
         let products = rows * &self.weights;
         let values = products
             .row_iter()
@@ -131,7 +135,8 @@ impl Problem {
             .chunks(size * inputs.columns)
             .zip(labels.chunks(size))
             .map(|(values, labels)| {
-                let rows = DMatrix::from_row_slice(labels.len(), inputs.columns, values).cast::<f64>();
+                let rows =
+                    DMatrix::from_row_slice(labels.len(), inputs.columns, values).cast::<f64>();
                 Part {
                     transposed: rows.transpose(),
                     rows,
@@ -217,7 +222,10 @@ fn minimise(function: impl Fn(&[f64]) -> (f64, Vec<f64>), mut x: Vec<f64>) -> (V
         let mut factors = Vec::with_capacity(history.len());
         for (step, change, curvature) in history.iter().rev() {
             let factor = dot(step, &direction) / curvature;
-            direction.iter_mut().zip(change).for_each(|(d, c)| *d -= factor * c);
+            direction
+                .iter_mut()
+                .zip(change)
+                .for_each(|(d, c)| *d -= factor * c);
             factors.push(factor);
         }
         let scale = match history.back() {
@@ -227,12 +235,19 @@ fn minimise(function: impl Fn(&[f64]) -> (f64, Vec<f64>), mut x: Vec<f64>) -> (V
         direction.iter_mut().for_each(|d| *d *= scale);
         for ((step, change, curvature), factor) in history.iter().zip(factors.into_iter().rev()) {
             let correction = factor - dot(change, &direction) / curvature;
-            direction.iter_mut().zip(step).for_each(|(d, s)| *d += correction * s);
+            direction
+                .iter_mut()
+                .zip(step)
+                .for_each(|(d, s)| *d += correction * s);
         }
         let slope = dot(&gradient, &direction);
         let mut length = 1.0;
         let (next, next_value, next_gradient) = loop {
-            let next: Vec<f64> = x.iter().zip(&direction).map(|(x, d)| x + length * d).collect();
+            let next: Vec<f64> = x
+                .iter()
+                .zip(&direction)
+                .map(|(x, d)| x + length * d)
+                .collect();
             let (next_value, next_gradient) = function(&next);
             if next_value <= value + 1e-4 * length * slope {
                 break (next, next_value, next_gradient);
@@ -244,7 +259,11 @@ fn minimise(function: impl Fn(&[f64]) -> (f64, Vec<f64>), mut x: Vec<f64>) -> (V
             }
         };
         let step: Vec<f64> = next.iter().zip(&x).map(|(new, old)| new - old).collect();
-        let change: Vec<f64> = next_gradient.iter().zip(&gradient).map(|(new, old)| new - old).collect();
+        let change: Vec<f64> = next_gradient
+            .iter()
+            .zip(&gradient)
+            .map(|(new, old)| new - old)
+            .collect();
         let curvature = dot(&step, &change);
         if curvature > 0.0 {
             if history.len() == HISTORY {

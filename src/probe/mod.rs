@@ -137,11 +137,7 @@ impl<'a> Part<'a> {
 }
 
 /// Places with labels, parted in two: the rest, and `share` of each class.
-pub(crate) fn stratified_places(
-    labels: &[u32],
-    share: f64,
-    seed: u64,
-) -> (Vec<usize>, Vec<usize>) {
+pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
     let mut of_class = vec![Vec::new(); classes];
     for place in random::permutation(seed, Purpose::Sample, 0, labels.len()) {
@@ -224,7 +220,11 @@ impl Scores {
         let mut confusion = vec![vec![0; self.classes]; self.classes];
         for (scores, &label) in self.values.chunks_exact(self.classes).zip(labels) {
             let best = (0..self.classes).fold(0, |best, class| {
-                if scores[class] > scores[best] { class } else { best }
+                if scores[class] > scores[best] {
+                    class
+                } else {
+                    best
+                }
             });
             confusion[label as usize][best] += 1;
         }
@@ -286,7 +286,9 @@ pub fn probe(
                     let plain = knn_scores(&train.pooled, labels, &held_out.pooled);
                     let mut result = whitened.result(protocol, data);
                     let plain = plain.top(1, &data.held_out.labels);
-                    result.details.insert("top1_unwhitened".into(), plain.into());
+                    result
+                        .details
+                        .insert("top1_unwhitened".into(), plain.into());
                     result
                 }
                 Protocol::Linear => {
@@ -305,7 +307,8 @@ pub fn probe(
                     result
                 }
                 Protocol::Tran1 => {
-                    let scores = tran1_scores(&train, labels, &held_out, &whitening, config, observer)?;
+                    let scores =
+                        tran1_scores(&train, labels, &held_out, &whitening, config, observer)?;
                     let mut result = scores.result(protocol, data);
                     result.details.insert("epochs".into(), config.epochs.into());
                     result

@@ -35,7 +35,13 @@ impl ProbeRecord {
         let weights: String = self
             .weights
             .chars()
-            .map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' })
+            .map(|c| {
+                if c.is_alphanumeric() || c == '-' {
+                    c
+                } else {
+                    '_'
+                }
+            })
             .collect();
         let file = folder.join(format!("{weights}.{}.json", self.result.protocol.name()));
         let text = serde_json::to_vec_pretty(self).expect("a record is valid JSON");
@@ -51,7 +57,10 @@ impl ProbeRecord {
         let mut records = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 let bytes = fs::read(&path).map_err(Error::io(&path))?;
                 let record: Self =
                     serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
@@ -82,8 +91,16 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
     let (train, held_out) = match val {
         None => (dataset.train.clone(), (dataset, dataset.held_out.clone())),
         Some(val) => {
-            let train = if own(dataset) { dataset.train.clone() } else { dataset.all() };
-            let held_out = if own(val) { val.held_out.clone() } else { val.all() };
+            let train = if own(dataset) {
+                dataset.train.clone()
+            } else {
+                dataset.all()
+            };
+            let held_out = if own(val) {
+                val.held_out.clone()
+            } else {
+                val.all()
+            };
             (train, (val, held_out))
         }
     };

@@ -46,7 +46,11 @@ fn spread(values: &[f32], columns: usize) -> f64 {
     let count = rows.len() as f64;
     let deviations = (0..columns).map(|column| {
         let mean = rows.iter().map(|row| row[column]).sum::<f64>() / count;
-        let variance = rows.iter().map(|row| (row[column] - mean).powi(2)).sum::<f64>() / count;
+        let variance = rows
+            .iter()
+            .map(|row| (row[column] - mean).powi(2))
+            .sum::<f64>()
+            / count;
         variance.sqrt()
     });
     deviations.sum::<f64>() / columns as f64 * (columns as f64).sqrt()

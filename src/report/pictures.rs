@@ -82,7 +82,12 @@ fn pixels(image: Tensor<4>) -> (Vec<[u8; 3]>, [usize; 2]) {
 fn data_url(rgb: &[[u8; 3]], [h, w]: [usize; 2]) -> Result<String> {
     let mut png = Vec::new();
     PngEncoder::new(&mut png)
-        .write_image(rgb.as_flattened(), w as u32, h as u32, ExtendedColorType::Rgb8)
+        .write_image(
+            rgb.as_flattened(),
+            w as u32,
+            h as u32,
+            ExtendedColorType::Rgb8,
+        )
         .map_err(|error| Error::Plot(error.to_string()))?;
     Ok(format!("data:image/png;base64,{}", STANDARD.encode(png)))
 }

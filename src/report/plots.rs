@@ -13,7 +13,11 @@ const AVERAGE: RGBColor = RGBColor(40, 60, 110);
 /// The loss of each step, its running mean, and the trivial predictor's loss as a level.
 pub fn loss(losses: &[(f64, f64)], trivial: Option<f64>) -> Result<String> {
     let smooth = running_mean(losses, (losses.len() / 50).max(1));
-    draw("loss", &[(losses, &CURVE.mix(0.35)), (&smooth, &AVERAGE.mix(1.0))], trivial)
+    draw(
+        "loss",
+        &[(losses, &CURVE.mix(0.35)), (&smooth, &AVERAGE.mix(1.0))],
+        trivial,
+    )
 }
 
 /// One curve.
@@ -28,7 +32,11 @@ fn draw(label: &str, curves: &[(&[(f64, f64)], &RGBAColor)], level: Option<f64>)
     let values = || all().map(|p| p.1).chain(level);
     let low = values().fold(f64::INFINITY, f64::min);
     let high = values().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
+    let (low, high) = if low.is_finite() {
+        (low, high)
+    } else {
+        (0.0, 1.0)
+    };
     let margin = ((high - low) * 0.05).max(high.abs() * 1e-3).max(1e-12);
     let mut svg = String::new();
     {
@@ -53,7 +61,10 @@ fn draw(label: &str, curves: &[(&[(f64, f64)], &RGBAColor)], level: Option<f64>)
         }
         if let Some(level) = level {
             chart
-                .draw_series(LineSeries::new([(0.0, level), (last, level)], BLACK.mix(0.6).stroke_width(1)))
+                .draw_series(LineSeries::new(
+                    [(0.0, level), (last, level)],
+                    BLACK.mix(0.6).stroke_width(1),
+                ))
                 .map_err(|error| fail(error.to_string()))?;
         }
         area.present().map_err(|error| fail(error.to_string()))?;
@@ -73,6 +84,11 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     points
         .windows(window)
-        .map(|part| (part[part.len() - 1].0, part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64))
+        .map(|part| {
+            (
+                part[part.len() - 1].0,
+                part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64,
+            )
+        })
         .collect()
 }

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::durable::rename_durably;
+use super::durable::{SCRATCH, rename_durably};
 use super::{AdamW, AdamWConfig, TrainState, write_durably};
 use crate::error::{Error, Result};
 use crate::nn::StateDict;
@@ -18,7 +18,6 @@ const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const PREFIX: &str = "step-";
-const SCRATCH: &str = ".scratch-";
 
 /// Where a run stands. All random numbers are functions of the seed and of this position, so there is no other random
 /// state.
@@ -107,6 +106,11 @@ impl Checkpoints {
     /// In `folder`, which may not exist yet, of which the newest `keep` stay.
     pub fn new(folder: PathBuf, keep: usize) -> Self {
         Self { folder, keep }
+    }
+
+    /// Whether none was ever completed.
+    pub fn is_empty(&self) -> bool {
+        self.newest_first().is_empty()
     }
 
     /// Writes a checkpoint; when this returns it is on the disk. Older ones beyond the number to keep go.
@@ -206,7 +210,9 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
         ));
     }
     if manifest.position.blake3() != manifest.position_blake3 {
-        return Err(format!("{MANIFEST} is damaged (its position is not what its hash says)"));
+        return Err(format!(
+            "{MANIFEST} is damaged (its position is not what its hash says)"
+        ));
     }
     let verified = |name: &str| {
         let record = manifest
@@ -215,7 +221,9 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
             .ok_or_else(|| format!("{MANIFEST} does not mention {name}"))?;
         let bytes = load(name)?;
         if FileRecord::of(&bytes) != *record {
-            return Err(format!("{name} is damaged (its hash is not the manifest's)"));
+            return Err(format!(
+                "{name} is damaged (its hash is not the manifest's)"
+            ));
         }
         let (tensors, _) =
             StateDict::from_bytes(&bytes).map_err(|error| format!("{name}: {error}"))?;

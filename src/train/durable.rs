@@ -6,13 +6,16 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// How names of files and folders begin that are not finished.
+pub(super) const SCRATCH: &str = ".scratch-";
+
 /// Writes `bytes` under `path`: into a scratch file beside it, flushed to the disk, then renamed. A reader sees the
 /// old file or the new one, never a part.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".scratch-");
+        builder.prefix(SCRATCH);
         // Scratch files are private by default; what is written here is a normal file.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -17,7 +17,7 @@ pub use durable::write_durably;
 pub use optimizer::{AdamW, AdamWConfig};
 pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, RunFolder};
 pub use schedule::{LearningRate, Schedule};
-pub use training_loop::{Stop, StepReport, StepTimes, TrainState, train};
+pub use training_loop::{StepReport, StepTimes, Stop, TrainState, train};
 
 /// How weights are updated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -63,7 +63,10 @@ impl AdamW {
 
     /// The Euclidean norm of all gradients together.
     pub fn gradient_norm(model: &impl Module, gradients: &Gradients) -> f64 {
-        let mut squares = Squares { gradients, sum: 0.0 };
+        let mut squares = Squares {
+            gradients,
+            sum: 0.0,
+        };
         model.visit(&mut squares);
         squares.sum.sqrt()
     }
@@ -116,7 +119,10 @@ impl AdamW {
         device: &Device,
     ) -> Result<Self, StateError> {
         let tensor = |named: &Named| {
-            Tensor::from_data(TensorData::new(named.values.clone(), [named.values.len()]), device)
+            Tensor::from_data(
+                TensorData::new(named.values.clone(), [named.values.len()]),
+                device,
+            )
         };
         let seconds = state.under(SECOND);
         let moments = state.under(FIRST).0.into_iter().map(|(name, first)| {
@@ -168,7 +174,11 @@ impl AdamW {
 
 /// Matrices and kernels decay; norms and biases (one axis) and learned tokens do not.
 fn decays(name: &str, axes: usize) -> bool {
-    axes > 1 && !name.rsplit('.').next().is_some_and(|last| last.contains("token"))
+    axes > 1
+        && !name
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| last.contains("token"))
 }
 
 struct Squares<'a> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::durable::SCRATCH;
 use super::{Checkpoints, write_durably};
 use crate::error::{Error, Result};
 
@@ -39,9 +40,15 @@ impl RunFolder {
         if path.join(CONFIG_FILE).exists() {
             return Err(Error::RunExists { path: path_buf });
         }
-        match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+        // What a process left that died while it wrote the configuration does not count.
+        let is_something = |entry: std::io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with(SCRATCH))
+        };
+        match fs::read_dir(path).map(|mut entries| entries.any(is_something)) {
             Ok(true) => Err(Error::NotEmpty { path: path_buf }),
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(path)(error))
+            }
             _ => Ok(()),
         }
     }

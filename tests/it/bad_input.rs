@@ -10,15 +10,28 @@ fn refused(arguments: &[&str], exit_code: i32, words: &[&str]) {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("run");
     let out = out.to_str().unwrap();
-    let arguments: Vec<&str> = arguments.iter().map(|&a| if a == "OUT" { out } else { a }).collect();
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|&a| if a == "OUT" { out } else { a })
+        .collect();
     let output = qbheat(&arguments);
     let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(exit_code), "{arguments:?}: {text}");
+    assert_eq!(
+        output.status.code(),
+        Some(exit_code),
+        "{arguments:?}: {text}"
+    );
     assert!(!text.contains("panicked"), "{text}");
     for word in words {
-        assert!(text.contains(word), "{arguments:?} should mention `{word}`: {text}");
+        assert!(
+            text.contains(word),
+            "{arguments:?} should mention `{word}`: {text}"
+        );
     }
-    assert!(!Path::new(out).exists(), "{arguments:?} left something behind");
+    assert!(
+        !Path::new(out).exists(),
+        "{arguments:?} left something behind"
+    );
     assert!(output.stdout.is_empty());
 }
 
@@ -34,8 +47,18 @@ fn folders_without_images() {
     pretrain_refused(home.path(), &[], 1, &["holds no files"]);
     fs::write(home.path().join("notes.txt"), "hello").unwrap();
     pretrain_refused(home.path(), &[], 1, &["no image", "jpg"]);
-    pretrain_refused(&home.path().join("nowhere"), &[], 2, &["nowhere", "no such file", "--data"]);
-    pretrain_refused(&home.path().join("notes.txt"), &[], 1, &["notes.txt", "single file"]);
+    pretrain_refused(
+        &home.path().join("nowhere"),
+        &[],
+        2,
+        &["nowhere", "no such file", "--data"],
+    );
+    pretrain_refused(
+        &home.path().join("notes.txt"),
+        &[],
+        1,
+        &["notes.txt", "single file"],
+    );
 }
 
 #[test]
@@ -45,16 +68,37 @@ fn text_files_named_jpg_are_counted_and_too_many_stop_the_run() {
     for i in 0..3 {
         fs::write(home.path().join(format!("a/text{i}.jpg")), "not an image").unwrap();
     }
-    pretrain_refused(home.path(), &[], 1, &["3 of 11", "max_bad_share", "text0.jpg"]);
+    pretrain_refused(
+        home.path(),
+        &[],
+        1,
+        &["3 of 11", "max_bad_share", "text0.jpg"],
+    );
     let home_text = home.path().to_str().unwrap();
     let out = tempfile::tempdir().unwrap();
     let output = qbheat(&[
-        "pretrain", "--data", home_text, "--out", out.path().to_str().unwrap(), "--set", "data.max_bad_share=0.5",
-        "--image-size", "16", "--set", "encoder.stride=4", "--batch-size", "4", "--epochs", "1",
+        "pretrain",
+        "--data",
+        home_text,
+        "--out",
+        out.path().to_str().unwrap(),
+        "--set",
+        "data.max_bad_share=0.5",
+        "--image-size",
+        "16",
+        "--set",
+        "encoder.stride=4",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
     ]);
     let text = stderr(&output);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("8 images") && text.contains("3 unreadable") && text.contains("text2.jpg"), "{text}");
+    assert!(
+        text.contains("8 images") && text.contains("3 unreadable") && text.contains("text2.jpg"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -63,7 +107,9 @@ fn tars_that_are_truncated_or_point_outside() {
     write_images(&home.path().join("set"), &["a", "b"], 4, 16);
     let tar = home.path().join("set.tar");
     let mut builder = tar::Builder::new(fs::File::create(&tar).unwrap());
-    builder.append_dir_all("set", home.path().join("set")).unwrap();
+    builder
+        .append_dir_all("set", home.path().join("set"))
+        .unwrap();
     builder.finish().unwrap();
     drop(builder);
     let bytes = fs::read(&tar).unwrap();
@@ -88,15 +134,35 @@ fn settings_that_are_wrong() {
     let builtin = Path::new("builtin:cifar10");
     let check = |more: &[&str], words: &[&str]| pretrain_refused(builtin, more, 2, words);
     check(&["--image-size", "60"], &["image_size", "twice the stride"]);
-    check(&["--encoder", "mobilenet-tin"], &["mobilenet-tin", "did you mean `mobilenet-tiny`"]);
+    check(
+        &["--encoder", "mobilenet-tin"],
+        &["mobilenet-tin", "did you mean `mobilenet-tiny`"],
+    );
     check(&["--set", "optim.lr=1"], &["optim.lr", "did you mean"]);
-    check(&["--set", "qb_heat.propagator=exponent"], &["qb_heat.propagator", "did you mean `exponential`"]);
-    check(&["--set", "optim.epochs=ten"], &["optim.epochs", "whole number"]);
+    check(
+        &["--set", "qb_heat.propagator=exponent"],
+        &["qb_heat.propagator", "did you mean `exponential`"],
+    );
+    check(
+        &["--set", "optim.epochs=ten"],
+        &["optim.epochs", "whole number"],
+    );
     check(&["--set", "epochs"], &["epochs", "key=value"]);
     check(&["--batch-size", "0"], &["optim.batch_size", "at least 2"]);
-    check(&["--batch-size", "6000"], &["optim.batch_size = 6000", "5000 images"]);
-    check(&["--config", "/nowhere.toml"], &["/nowhere.toml", "no such file"]);
-    pretrain_refused(Path::new("builtin:cifar"), &[], 2, &["builtin:cifar", "did you mean `builtin:cifar10`"]);
+    check(
+        &["--batch-size", "6000"],
+        &["optim.batch_size = 6000", "5000 images"],
+    );
+    check(
+        &["--config", "/nowhere.toml"],
+        &["/nowhere.toml", "no such file"],
+    );
+    pretrain_refused(
+        Path::new("builtin:cifar"),
+        &[],
+        2,
+        &["builtin:cifar", "did you mean `builtin:cifar10`"],
+    );
 }
 
 #[test]
@@ -105,9 +171,19 @@ fn a_configuration_file_with_a_misspelt_key_is_named_with_it() {
     let file = home.path().join("my.toml");
     fs::write(&file, "[optim]\nepoch = 3\n").unwrap();
     let path = file.to_str().unwrap();
-    pretrain_refused(Path::new("builtin:cifar10"), &["--config", path], 2, &["my.toml", "optim.epochs"]);
+    pretrain_refused(
+        Path::new("builtin:cifar10"),
+        &["--config", path],
+        2,
+        &["my.toml", "optim.epochs"],
+    );
     fs::write(&file, "[optim\n").unwrap();
-    pretrain_refused(Path::new("builtin:cifar10"), &["--config", path], 2, &["my.toml", "line 1"]);
+    pretrain_refused(
+        Path::new("builtin:cifar10"),
+        &["--config", path],
+        2,
+        &["my.toml", "line 1"],
+    );
 }
 
 #[test]
@@ -121,7 +197,11 @@ fn folders_that_are_no_run() {
     ] {
         refused(&arguments, 2, &[path, "not a run folder"]);
     }
-    refused(&["resume", "/nowhere/at/all"], 2, &["/nowhere/at/all", "no such file"]);
+    refused(
+        &["resume", "/nowhere/at/all"],
+        2,
+        &["/nowhere/at/all", "no such file"],
+    );
     fs::write(home.path().join("mine.txt"), "precious").unwrap();
     let output = qbheat(&["pretrain", "--data", "builtin:cifar10", "--out", path]);
     assert_eq!(output.status.code(), Some(2));
@@ -134,14 +214,25 @@ fn weights_that_are_none() {
     let file = home.path().join("encoder.safetensors");
     fs::write(&file, "nonsense").unwrap();
     let path = file.to_str().unwrap();
-    refused(&["probe", path, "--data", "builtin:cifar10"], 1, &["encoder.safetensors", "safetensors"]);
+    refused(
+        &["probe", path, "--data", "builtin:cifar10"],
+        1,
+        &["encoder.safetensors", "safetensors"],
+    );
     refused(
         &["probe", "untrained:mobilenet", "--data", "builtin:cifar10"],
         2,
         &["unknown encoder", "mobilenet-tiny"],
     );
     refused(
-        &["probe", "untrained:mobilenet-tiny", "--data", "builtin:cifar10", "--protocol", "lineal"],
+        &[
+            "probe",
+            "untrained:mobilenet-tiny",
+            "--data",
+            "builtin:cifar10",
+            "--protocol",
+            "lineal",
+        ],
         2,
         &["did you mean `linear`"],
     );
@@ -152,5 +243,9 @@ fn data_without_classes_cannot_be_probed() {
     let home = tempfile::tempdir().unwrap();
     write_images(home.path(), &["."], 4, 16);
     let path = home.path().to_str().unwrap();
-    refused(&["probe", "untrained:mobilenet-tiny", "--data", path], 1, &["no classes"]);
+    refused(
+        &["probe", "untrained:mobilenet-tiny", "--data", path],
+        1,
+        &["no classes"],
+    );
 }

@@ -14,8 +14,26 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
     let data = at("set");
     write_images(home.path().join("set").as_path(), &["a", "b", "c"], 30, 16);
     let run = at("run");
-    let common = ["--image-size", "16", "--batch-size", "16", "--epochs", "2", "--set", "encoder.stride=4", "--json"];
-    let mut arguments = vec!["pretrain", "--data", &data, "--out", &run, "--set", "run.watch_every=1"];
+    let common = [
+        "--image-size",
+        "16",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "2",
+        "--set",
+        "encoder.stride=4",
+        "--json",
+    ];
+    let mut arguments = vec![
+        "pretrain",
+        "--data",
+        &data,
+        "--out",
+        &run,
+        "--set",
+        "run.watch_every=1",
+    ];
     arguments.extend(common);
     let answer = json(&qbheat(&arguments));
     assert_eq!(answer["run"], run.as_str());
@@ -26,14 +44,20 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let steps: Vec<&Value> = events.iter().filter(|event| event["kind"] == "step").collect();
+    let steps: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "step")
+        .collect();
     assert_eq!(steps.len(), 10);
     for (i, step) in steps.iter().enumerate() {
         assert_eq!(step["step"], i + 1);
         assert_eq!(step["epoch"], i / 5);
         assert!(step["loss"].is_f64() && step["lr"].is_f64());
     }
-    let watched = events.iter().find(|event| event["kind"] == "epoch").unwrap();
+    let watched = events
+        .iter()
+        .find(|event| event["kind"] == "epoch")
+        .unwrap();
     for figure in ["knn_top1", "effective_rank", "spread", "commutator"] {
         assert!(watched[figure].is_f64(), "{figure}");
     }
@@ -52,10 +76,16 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
         .collect();
     assert_eq!(protocols, ["knn", "linear", "tran-1", "finetune"]);
     assert_eq!(all["results"][0]["confusion"].as_array().unwrap().len(), 3);
-    probe("untrained:mobilenet-tiny", &["--protocol", "knn", "--into", &run]);
+    probe(
+        "untrained:mobilenet-tiny",
+        &["--protocol", "knn", "--into", &run],
+    );
     let file = at("run/encoder.safetensors");
     let of_file = probe(&file, &["--protocol", "linear"]);
-    assert_eq!(of_file["results"][0]["top1"], all["results"][1]["top1"], "a file is as good as its run");
+    assert_eq!(
+        of_file["results"][0]["top1"], all["results"][1]["top1"],
+        "a file is as good as its run"
+    );
 
     let report = json(&qbheat(&["report", &run, "--json"]));
     let html = fs::read_to_string(report["report"].as_str().unwrap()).unwrap();
@@ -63,7 +93,9 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
     check_page(&html);
 
     let second = at("second");
-    let mut arguments = vec!["pretrain", "--data", &data, "--out", &second, "--init", &file];
+    let mut arguments = vec![
+        "pretrain", "--data", &data, "--out", &second, "--init", &file,
+    ];
     arguments.extend(common);
     assert_eq!(json(&qbheat(&arguments))["steps"], 10);
 }
@@ -74,7 +106,11 @@ fn check_page(html: &str) {
     let mut open = Vec::new();
     for tag in html.split('<').skip(1) {
         let inside = tag.split('>').next().unwrap();
-        let name = inside.trim_start_matches('/').split([' ', '\n', '/']).next().unwrap();
+        let name = inside
+            .trim_start_matches('/')
+            .split([' ', '\n', '/'])
+            .next()
+            .unwrap();
         if inside.starts_with('/') {
             assert_eq!(open.pop(), Some(name), "closing tag");
         } else if !inside.starts_with('!') && !inside.ends_with('/') && !VOID.contains(&name) {
@@ -83,11 +119,17 @@ fn check_page(html: &str) {
     }
     assert!(open.is_empty(), "left open: {open:?}");
     assert!(!html.contains("<script") && !html.contains("src=\"http"));
-    let images: Vec<&str> = html.split("src=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    let images: Vec<&str> = html
+        .split("src=\"")
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
     assert!(images.len() > 20);
     for image in images {
         let bytes = image.strip_prefix("data:image/png;base64,").unwrap();
-        let bytes = base64::engine::general_purpose::STANDARD.decode(bytes).unwrap();
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(bytes)
+            .unwrap();
         assert!(image::load_from_memory(&bytes).is_ok());
     }
 }
@@ -95,7 +137,16 @@ fn check_page(html: &str) {
 #[test]
 fn bench_gives_images_a_second() {
     let answer = json(&qbheat(&[
-        "bench", "--image-size", "16", "--stride", "4", "--batch-size", "8", "--steps", "2", "--json",
+        "bench",
+        "--image-size",
+        "16",
+        "--stride",
+        "4",
+        "--batch-size",
+        "8",
+        "--steps",
+        "2",
+        "--json",
     ]));
     assert!(answer["images_per_s"].as_f64().unwrap() > 0.0);
     assert_eq!(answer["stride"], 4);

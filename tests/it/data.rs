@@ -17,7 +17,12 @@ fn open(path: &str) -> Dataset {
 }
 
 /// Hash of the pixels and the numbers of the images of some batches.
-fn batches(dataset: &Dataset, threads: usize, first_step: u64, count: usize) -> Vec<(Vec<usize>, String)> {
+fn batches(
+    dataset: &Dataset,
+    threads: usize,
+    first_step: u64,
+    count: usize,
+) -> Vec<(Vec<usize>, String)> {
     let config = LoaderConfig {
         seed: 5,
         image_size: 16,
@@ -64,7 +69,10 @@ fn order_and_pixels_are_the_same_for_any_number_of_threads_and_from_any_step() {
     epoch.sort_unstable();
     epoch.dedup();
     assert_eq!(epoch.len(), 96, "no image comes twice in an epoch");
-    assert_ne!(reference[0].0, reference[3].0, "each epoch has its own order");
+    assert_ne!(
+        reference[0].0, reference[3].0,
+        "each epoch has its own order"
+    );
 }
 
 #[test]
@@ -80,9 +88,13 @@ fn a_folder_and_a_tar_of_it_are_the_same_data_set() {
     assert_eq!(from_folder.classes, ["a", "b"]);
     assert_eq!(from_folder.classes, from_tar.classes);
     assert_eq!(from_folder.split, Split::Stratified { held_out: 0.1 });
-    assert_eq!((from_folder.train.clone(), from_folder.held_out.len()), (from_tar.train.clone(), 2));
+    assert_eq!(
+        (from_folder.train.clone(), from_folder.held_out.len()),
+        (from_tar.train.clone(), 2)
+    );
     for i in 0..20 {
-        let pictures = [&from_folder, &from_tar].map(|set| set.images.picture(i).unwrap().0.into_owned());
+        let pictures =
+            [&from_folder, &from_tar].map(|set| set.images.picture(i).unwrap().0.into_owned());
         assert_eq!(pictures[0], pictures[1]);
         assert_eq!(from_folder.images.label(i), from_tar.images.label(i));
     }

@@ -76,7 +76,10 @@ fn the_network_overfits_one_batch_of_real_images_to_a_loss_below_a_quarter() {
         },
     )
     .unwrap();
-    assert!(last < 0.25, "loss {last}; the trivial predictor has about 0.96");
+    assert!(
+        last < 0.25,
+        "loss {last}; the trivial predictor has about 0.96"
+    );
 }
 
 #[test]
@@ -99,7 +102,12 @@ fn nothing_of_the_masked_pixels_reaches_the_encoder() {
     }
     let masked = Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
     let after = features(masked);
-    assert!(before.iter().zip(&after).all(|(a, b)| a.to_bits() == b.to_bits()));
+    assert!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(a, b)| a.to_bits() == b.to_bits())
+    );
 }
 
 #[test]
@@ -112,14 +120,24 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
         &rate(5),
         || {
             batches += 1;
-            Ok(if batches == 3 { images.clone() * f32::NAN } else { images.clone() })
+            Ok(if batches == 3 {
+                images.clone() * f32::NAN
+            } else {
+                images.clone()
+            })
         },
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
         |state, report| {
             updates += 1;
             let weights = StateDict::of(&state.model);
             assert!(report.gradient_norm.is_finite());
-            assert!(weights.0.values().flat_map(|t| &t.values).all(|v| v.is_finite()));
+            assert!(
+                weights
+                    .0
+                    .values()
+                    .flat_map(|t| &t.values)
+                    .all(|v| v.is_finite())
+            );
             Ok(Stop::No)
         },
     );

@@ -1,8 +1,8 @@
 //! All integration tests in one program: linking one is faster than linking many.
 
 mod bad_input;
-mod command_line;
 mod closed_forms;
+mod command_line;
 mod data;
 mod learning;
 mod reference;

@@ -19,7 +19,10 @@ const FORWARD: f32 = 1e-4;
 const BACKWARD: f32 = 1e-3;
 
 fn fixtures() -> StateDict {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/reference.safetensors");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/reference.safetensors"
+    );
     read_tensors(path.as_ref())
 }
 
@@ -69,11 +72,21 @@ fn layer_case<M: Module, const D: usize>(
     let module = fill(module);
     let x: Tensor<D> = tensor(&wave(&shape, 0.5, 1.0)).require_grad();
     let y = forward(&module, x.clone());
-    assert_close(&fixtures, &format!("{case}/output"), &values(y.clone()), FORWARD);
+    assert_close(
+        &fixtures,
+        &format!("{case}/output"),
+        &values(y.clone()),
+        FORWARD,
+    );
     let weights: Tensor<D> = tensor(&wave(&y.dims(), 1.0, 1.0));
     let grads = (y * weights).sum().backward();
     let input = values(x.grad(&grads).unwrap());
-    assert_close(&fixtures, &format!("{case}/gradient/input"), &input, BACKWARD);
+    assert_close(
+        &fixtures,
+        &format!("{case}/gradient/input"),
+        &input,
+        BACKWARD,
+    );
     let found = gradients(&module, &grads);
     assert!(!found.is_empty());
     let largest = found
@@ -82,12 +95,21 @@ fn layer_case<M: Module, const D: usize>(
         .fold(0f32, |largest, v| largest.max(v.abs()));
     for (name, found) in found {
         let expected = &fixtures.0[&format!("{case}/gradient/{name}")].values;
-        let off = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        assert!(off <= BACKWARD * largest, "{case}: gradient of {name} off by {off:e} of {largest}");
+        let off = found
+            .iter()
+            .zip(expected)
+            .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(
+            off <= BACKWARD * largest,
+            "{case}: gradient of {name} off by {off:e} of {largest}"
+        );
     }
     let state = StateDict::of(&module);
     for (name, expected) in fixtures.under(&format!("{case}/state/")).0 {
-        assert!(difference(&state.0[&name].values, &expected.values) < FORWARD, "{name}");
+        assert!(
+            difference(&state.0[&name].values, &expected.values) < FORWARD,
+            "{name}"
+        );
     }
 }
 
@@ -100,9 +122,13 @@ fn transformer_block_equals_pytorch() {
 #[test]
 fn inverted_residual_equals_pytorch_running_statistics_included() {
     let with_skip = InvertedResidual::new(6, 10, 6, 1, &mut init());
-    layer_case("residual1", with_skip, [3, 6, 5, 5], |block, x| block.forward(x));
+    layer_case("residual1", with_skip, [3, 6, 5, 5], |block, x| {
+        block.forward(x)
+    });
     let with_stride = InvertedResidual::new(6, 10, 8, 2, &mut init());
-    layer_case("residual2", with_stride, [3, 6, 6, 6], |block, x| block.forward(x));
+    layer_case("residual2", with_stride, [3, 6, 6, 6], |block, x| {
+        block.forward(x)
+    });
 }
 
 #[test]
@@ -134,13 +160,28 @@ fn propagator_equals_pytorch_in_all_parametrisations() {
             cells.sort_by_key(|(place, _)| *place);
             let whole: Tensor<4> =
                 Tensor::stack(cells.into_iter().map(|(_, features)| features).collect(), 0);
-            assert_close(&fixtures, &format!("{case}/output"), &values(whole.clone()), FORWARD);
+            assert_close(
+                &fixtures,
+                &format!("{case}/output"),
+                &values(whole.clone()),
+                FORWARD,
+            );
             let weights: Tensor<4> = tensor(&wave(&whole.dims(), 1.0, 1.0));
             let grads = (whole * weights).sum().backward();
             let found = gradients(&propagator, &grads);
-            assert_close(&fixtures, &format!("{case}/gradient/matrices"), &found["matrices"], BACKWARD);
+            assert_close(
+                &fixtures,
+                &format!("{case}/gradient/matrices"),
+                &found["matrices"],
+                BACKWARD,
+            );
             let input = values(z.grad(&grads).unwrap());
-            assert_close(&fixtures, &format!("{case}/gradient/input"), &input, BACKWARD);
+            assert_close(
+                &fixtures,
+                &format!("{case}/gradient/input"),
+                &input,
+                BACKWARD,
+            );
         }
     }
 }
@@ -155,7 +196,12 @@ fn masked_loss_equals_pytorch() {
     let loss = weighted_mean_squared_error(predicted.clone(), target, weights);
     assert_close(&fixtures, "loss/output", &values(loss.clone()), FORWARD);
     let gradient = predicted.grad(&loss.backward()).unwrap();
-    assert_close(&fixtures, "loss/gradient/predicted", &values(gradient), BACKWARD);
+    assert_close(
+        &fixtures,
+        "loss/gradient/predicted",
+        &values(gradient),
+        BACKWARD,
+    );
 }
 
 #[test]
@@ -163,7 +209,14 @@ fn whole_model_has_the_loss_of_the_pytorch_model() {
     use Quadrant::*;
     let fixtures = fixtures();
     let quadrants = [
-        TopRight, BottomRight, TopLeft, BottomLeft, TopRight, TopLeft, BottomRight, BottomLeft,
+        TopRight,
+        BottomRight,
+        TopLeft,
+        BottomLeft,
+        TopRight,
+        TopLeft,
+        BottomRight,
+        BottomLeft,
     ];
     for kind in ["signed", "norm-linear"] {
         let settings = [
@@ -215,7 +268,12 @@ fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
     .unwrap();
     assert_close(&fixtures, "adamw/losses", &losses, FORWARD);
     let state = StateDict::of(&state.model);
-    assert_close(&fixtures, "adamw/weight", &state.0["weight"].values, FORWARD);
+    assert_close(
+        &fixtures,
+        "adamw/weight",
+        &state.0["weight"].values,
+        FORWARD,
+    );
     assert_close(&fixtures, "adamw/bias", &state.0["bias"].values, FORWARD);
 }
 
@@ -227,8 +285,16 @@ fn logistic_regression_equals_scikit_learn() {
     let solved = fit_logistic(&Matrix { values, columns: 5 }, &labels, 3, 1e-2);
     assert!(solved.converged);
     let expected = &fixtures.0["logistic/weights"].values;
-    let found: Vec<f32> = solved.weights.transpose().iter().map(|&v| v as f32).collect();
-    assert!(difference(&found, expected) < 2e-3, "{found:?} {expected:?}");
+    let found: Vec<f32> = solved
+        .weights
+        .transpose()
+        .iter()
+        .map(|&v| v as f32)
+        .collect();
+    assert!(
+        difference(&found, expected) < 2e-3,
+        "{found:?} {expected:?}"
+    );
     let bias: Vec<f32> = solved.bias.iter().map(|&v| v as f32).collect();
     assert!(difference(&bias, &fixtures.0["logistic/bias"].values) < 2e-3);
 }

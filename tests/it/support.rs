@@ -39,7 +39,9 @@ pub fn write_images(folder: &Path, classes: &[&str], each: usize, side: u32) {
         std::fs::create_dir_all(&folder).unwrap();
         for i in 0..each {
             image::RgbImage::from_fn(side, side, |x, y| {
-                let noise = (x * 31 + y * 17 + i as u32 * 7 + c as u32 * 101) * 2_654_435_761 >> 24;
+                let noise = (x * 31 + y * 17 + i as u32 * 7 + c as u32 * 101)
+                    .wrapping_mul(2_654_435_761)
+                    >> 24;
                 image::Rgb([noise as u8, (60 * c) as u8, (noise / 2 + 4 * y) as u8])
             })
             .save(folder.join(format!("{i:03}.png")))
@@ -112,7 +114,9 @@ pub fn difference(found: &[f32], expected: &[f32]) -> f32 {
 
 /// Loads the tensors of a file.
 pub fn read_tensors(path: &Path) -> StateDict {
-    StateDict::from_bytes(&std::fs::read(path).unwrap()).unwrap().0
+    StateDict::from_bytes(&std::fs::read(path).unwrap())
+        .unwrap()
+        .0
 }
 
 /// All step events of a run: step and loss.
@@ -122,6 +126,11 @@ pub fn losses(run: &Path) -> Vec<(u64, f64)> {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|event| event["kind"] == "step")
-        .map(|event| (event["step"].as_u64().unwrap(), event["loss"].as_f64().unwrap()))
+        .map(|event| {
+            (
+                event["step"].as_u64().unwrap(),
+                event["loss"].as_f64().unwrap(),
+            )
+        })
         .collect()
 }
