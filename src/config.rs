@@ -132,6 +132,10 @@ impl Config {
         if self.threads == 0 {
             self.threads = std::thread::available_parallelism().map_or(1, usize::from);
         }
+        // A later command may be given in another folder.
+        for path in [&mut self.data.path, &mut self.encoder.init] {
+            make_absolute(path)?;
+        }
         let encoder = encoder::find(&self.encoder.name)?;
         if self.encoder.stride == 0 {
             self.encoder.stride = encoder.default_stride(self.image_size);
@@ -175,6 +179,17 @@ impl Config {
         self.optim.warmup_epochs = self.optim.warmup_epochs.min(longest_warmup);
         self.run.check()
     }
+}
+
+/// Names of what is inside the program stay as they are.
+fn make_absolute(path: &mut PathBuf) -> Result<()> {
+    let is_name = path
+        .to_str()
+        .is_some_and(|text| text.is_empty() || text.starts_with("builtin:"));
+    if !is_name {
+        *path = std::path::absolute(&*path).map_err(Error::io(path))?;
+    }
+    Ok(())
 }
 
 /// An error that names the key unless `holds`.
@@ -345,7 +360,7 @@ mod tests {
     fn a_resolved_configuration_survives_the_way_through_its_file() {
         let config = load(&["image_size=32", "optim.learning_rate=1", "encoder.init=7"]).unwrap();
         assert_eq!(config.encoder.stride, 4);
-        assert_eq!(config.encoder.init, PathBuf::from("7"));
+        assert_eq!(config.encoder.init, std::path::absolute("7").unwrap());
         let back: Config = toml::from_str(&config.to_toml()).unwrap();
         assert_eq!(back, config);
     }
@@ -353,7 +368,10 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_named_with_the_nearest_valid_one() {
         let text = message(&["optim.epoch=3"]);
-        assert!(text.contains("`optim.epoch`") && text.contains("`optim.epochs`"), "{text}");
+        assert!(
+            text.contains("`optim.epoch`") && text.contains("`optim.epochs`"),
+            "{text}"
+        );
         let text = message(&["qbheat.propagator=signed"]);
         assert!(text.contains("`qb_heat`"), "{text}");
     }
@@ -361,7 +379,10 @@ mod tests {
     #[test]
     fn a_misspelt_value_is_named_with_the_nearest_valid_one() {
         let text = message(&["qb_heat.propagator=sined"]);
-        assert!(text.contains("qb_heat.propagator") && text.contains("`signed`"), "{text}");
+        assert!(
+            text.contains("qb_heat.propagator") && text.contains("`signed`"),
+            "{text}"
+        );
         let text = message(&["encoder.name=mobilnet-tiny"]);
         assert!(text.contains("`mobilenet-tiny`"), "{text}");
     }
@@ -379,7 +400,10 @@ mod tests {
         ] {
             let key = setting.split('=').next().unwrap();
             let text = message(&[setting]);
-            assert!(text.contains(key) && text.contains(expected), "{setting}: {text}");
+            assert!(
+                text.contains(key) && text.contains(expected),
+                "{setting}: {text}"
+            );
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::config::{Config, Method};
 use crate::data::{Batch, Dataset, Loader, LoaderConfig};
-use crate::encoder::Encoder;
+use crate::encoder::{self, Encoder};
 use crate::error::{Error, Result};
 use crate::heat::{QbHeat, Quadrant};
 use crate::nn::Init;
@@ -20,7 +20,7 @@ use crate::train::{
     AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, Position, RunFolder,
     Schedule, StepReport, StepTimes, Stop, TrainState, train,
 };
-use crate::weights::{initial_encoder, save_encoder};
+use crate::weights::{given_encoder, save_encoder};
 
 /// Batches from which the trivial predictor's loss is estimated.
 const BASELINE_BATCHES: u64 = 8;
@@ -31,6 +31,8 @@ pub trait PretrainModel: Module {
     fn loss(&self, batch: &Images, seed: u64) -> Tensor<1>;
     /// The encoder inside.
     fn encoder(&self) -> &Encoder;
+    /// The same network around another encoder of the same shape.
+    fn with_encoder(self, encoder: Encoder) -> Self;
     /// The loss that needs no learning, estimated on some batches.
     fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64;
     /// Figures of its own to log once an epoch.
@@ -79,6 +81,11 @@ impl PretrainModel for QbHeat {
         &self.encoder
     }
 
+    fn with_encoder(mut self, encoder: Encoder) -> Self {
+        self.encoder = encoder;
+        self
+    }
+
     fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64 {
         let share = 1.0 / batches.len() as f32;
         let average = batches
@@ -99,10 +106,10 @@ impl PretrainModel for QbHeat {
     }
 }
 
-/// A QB-Heat network with fresh weights, around the encoder that the configuration starts from.
+/// A QB-Heat network with fresh weights.
 pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
     let mut init = Init::new(config.seed, device);
-    let encoder = initial_encoder(config, &mut init)?;
+    let encoder = encoder::find(&config.encoder.name)?.build(config.encoder.stride, &mut init)?;
     Ok(QbHeat::new(
         &config.qb_heat,
         encoder,
@@ -203,15 +210,23 @@ pub fn resume(
     around: &Surroundings,
 ) -> Result<Outcome> {
     check_size(config, dataset)?;
-    let (checkpoint, problems) = run
-        .checkpoints(config.run.keep_checkpoints)
-        .newest_valid()?;
+    let checkpoints = run.checkpoints(config.run.keep_checkpoints);
+    if checkpoints.is_empty() {
+        around
+            .observer
+            .note("the run died before its first checkpoint; beginning anew");
+        return Run::new(run, config, dataset, around).go(None);
+    }
+    let (checkpoint, problems) = checkpoints.newest_valid()?;
     for problem in problems {
         around
             .observer
             .note(&format!("passed over a checkpoint: {problem}"));
     }
-    let found = (checkpoint.position.seed, checkpoint.position.steps_per_epoch);
+    let found = (
+        checkpoint.position.seed,
+        checkpoint.position.steps_per_epoch,
+    );
     let expected = (config.seed, steps_per_epoch(config, dataset));
     if found != expected {
         return Err(Error::Foreign {
@@ -283,6 +298,10 @@ impl<'a> Run<'a> {
             None => {
                 let mut events = self.folder.events(0)?;
                 events.append(&json!({"kind": "baseline", "trivial_loss": trivial_loss}))?;
+                let model = match given_encoder(self.config, &self.device)? {
+                    Some(encoder) => model.with_encoder(encoder),
+                    None => model,
+                };
                 let optimizer = AdamW::new(optimizer);
                 let state = TrainState {
                     model,
@@ -311,14 +330,16 @@ impl<'a> Run<'a> {
         let mut passed_over = Vec::new();
         let observer = self.around.observer;
         observer.begin("pre-training", rate.total_steps);
-        let state = train(
+        let trained = train(
             state,
             &rate,
             || {
                 let batch = loader.next_batch()?;
                 for bad in &batch.passed_over {
                     if !passed_over.contains(bad) {
-                        observer.note(&format!("became unreadable, another image stands in: {bad}"));
+                        observer.note(&format!(
+                            "became unreadable, another image stands in: {bad}"
+                        ));
                         passed_over.push(bad.clone());
                     }
                 }
@@ -342,8 +363,24 @@ impl<'a> Run<'a> {
                 }
                 Ok(if stop { Stop::Now } else { Stop::No })
             },
-        )?;
+        );
         observer.end();
+        if let Err(Error::NonFinite {
+            step,
+            loss,
+            gradient_norm,
+        }) = &trained
+        {
+            // As text, because JSON has no word for what is not finite.
+            events.append(&json!({
+                "kind": "non-finite",
+                "step": step,
+                "loss": loss.to_string(),
+                "gradient_norm": gradient_norm.to_string(),
+            }))?;
+            events.sync()?;
+        }
+        let state = trained?;
         if state.step == rate.total_steps {
             let file = self.folder.file(ENCODER_FILE);
             save_encoder(state.model.encoder(), self.config, &file)?;
@@ -542,7 +579,9 @@ pub fn bench(config: &Config, steps: usize, observer: &dyn Observer) -> Result<B
     let dataset = Dataset::open(&config.data, config.seed, observer)?;
     check_size(config, &dataset)?;
     let device = crate::device().autodiff();
-    let mut rate = config.optim.learning_rates(steps_per_epoch(config, &dataset));
+    let mut rate = config
+        .optim
+        .learning_rates(steps_per_epoch(config, &dataset));
     rate.total_steps = (steps + WARM_UP) as u64;
     let loading = LoaderConfig {
         seed: config.seed,
@@ -561,7 +600,13 @@ pub fn bench(config: &Config, steps: usize, observer: &dyn Observer) -> Result<B
     train(
         state,
         &rate,
-        || Ok(Images::new(loader.next_batch()?, config.image_size, &device)),
+        || {
+            Ok(Images::new(
+                loader.next_batch()?,
+                config.image_size,
+                &device,
+            ))
+        },
         |model: &QbHeat, batch| PretrainModel::loss(model, &batch, config.seed),
         |_, report| {
             times.push(report.times);

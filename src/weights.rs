@@ -1,10 +1,11 @@
 //! Encoder weights: where a command gets them from, and the file they are kept in.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, EncoderConfig};
 use crate::data::{MEAN, STD};
 use crate::encoder::{self, Encoder};
 use crate::error::{Error, Result, nearest};
@@ -178,28 +179,29 @@ pub fn save_encoder(encoder: &Encoder, config: &Config, path: &Path) -> Result<(
     write_durably(path, &bytes)
 }
 
-/// The encoder that a configuration starts from.
-pub fn initial_encoder(config: &Config, init: &mut Init) -> Result<Encoder> {
-    let spec = encoder::find(&config.encoder.name)?;
-    let fresh = spec.build(config.encoder.stride, init)?;
-    if config.encoder.init == PathBuf::new() {
-        return Ok(fresh);
+/// The encoder that a configuration starts from, where it names one.
+pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>> {
+    let EncoderConfig { name, stride, init } = &config.encoder;
+    if init.as_os_str().is_empty() {
+        return Ok(None);
     }
-    let path = config.encoder.init.display().to_string();
-    let given = Weights::open(&path, config.seed, config.image_size)?;
-    if given.metadata.encoder != config.encoder.name {
+    let given = Weights::open(&init.display().to_string(), config.seed, config.image_size)?;
+    if given.metadata.encoder != *name {
         return Err(Error::Foreign {
-            path: config.encoder.init.clone(),
+            path: init.clone(),
             message: format!(
-                "holds a {}, the run's encoder is {}",
-                given.metadata.encoder, config.encoder.name
+                "holds a {}, the run's encoder is {name}",
+                given.metadata.encoder
             ),
         });
     }
+    // Built anew, because the stride may be another.
+    let fresh = encoder::find(name)?.build(*stride, &mut Init::new(config.seed, device))?;
     StateDict::of(&given.encoder)
         .load_into(fresh)
+        .map(Some)
         .map_err(|source| Error::Weights {
-            path: config.encoder.init.clone(),
+            path: init.clone(),
             source,
         })
 }

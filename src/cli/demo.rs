@@ -70,7 +70,10 @@ impl Demo {
             observer: progress,
             stop: &|| signals::received().is_some(),
         };
-        progress.note(&format!("1 of 3: pre-training {ENCODER} for {} epochs", self.epochs));
+        progress.note(&format!(
+            "1 of 3: pre-training {ENCODER} for {} epochs",
+            self.epochs
+        ));
         let outcome = pretrain::start(&config, &dataset, &out, &around)?;
         if outcome.stopped() {
             return Ok(answer_of_run(&outcome));
@@ -86,7 +89,11 @@ impl Demo {
             memory_mib: FEATURE_MEMORY_MIB,
         };
         let mut records = Vec::new();
-        for name in [format!("untrained:{ENCODER}"), out.display().to_string(), SHIPPED.to_owned()] {
+        for name in [
+            format!("untrained:{ENCODER}"),
+            out.display().to_string(),
+            SHIPPED.to_owned(),
+        ] {
             progress.note(&format!("2 of 3: probing {name}"));
             let weights = Weights::open(&name, config.seed, config.image_size)?;
             for result in probe(&weights.encoder, &data, &PROTOCOLS, &probing, progress)? {
@@ -131,8 +138,8 @@ impl Demo {
             "table": table,
         });
         let text = format!(
-            "{}\nTop-1 accuracy in % on {} held-out images, probes trained on {}. Minutes of pre-training barely \
-             clear the untrained network;\nthe shipped weights show what longer training gives. {:.0} s in all.\n\n\
+            "{}\nTop-1 accuracy in % on {} held-out images, probes trained on {}. Minutes of pre-training hardly move \
+             these figures;\nthe shipped weights, pre-trained for hours, show what time gives. {:.0} s in all.\n\n\
              run:    {}\nreport: {}",
             table_text(&records),
             data.held_out.indices.len(),
@@ -149,7 +156,9 @@ fn table_text(records: &[ProbeRecord]) -> String {
     let mut lines = vec![format!(
         "{:<12}{}",
         "weights",
-        PROTOCOLS.map(|protocol| format!("{:>8}", protocol.name())).concat()
+        PROTOCOLS
+            .map(|protocol| format!("{:>8}", protocol.name()))
+            .concat()
     )];
     for row in records.chunks(PROTOCOLS.len()) {
         let figures: Vec<String> = row
