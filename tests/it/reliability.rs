@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -95,25 +95,29 @@ fn assert_same(run: &Path, reference: &Path) {
 #[test]
 fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
     let setup = Setup::new();
-    let start = Instant::now();
     let reference = setup.uninterrupted("reference", &[]);
-    let whole = start.elapsed();
     let mut all_kills = 0;
     for seed in 0..6 {
         let name = format!("killed-{seed}");
         let run = setup.run(&name);
         let mut random = stream(seed, Purpose::Sample, 0, 0);
         let mut arguments = setup.pretrain(&name, &[]);
-        let mut kills = 0;
         loop {
             let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            // The first kills come anywhere, later ones late enough for some progress.
-            let least = if kills < 3 { 0.0 } else { 0.6 };
-            sleep(whole.mul_f64(random.random_range(least..1.2)));
+            // One kill in four comes anywhere in the first moments, the others after some progress; the delay then
+            // decides whether it meets a step or a checkpoint half written.
+            let delay = if random.random_bool(0.25) {
+                random.random_range(0..200)
+            } else {
+                let steps = logged_steps(&run) + random.random_range(1..6);
+                wait_for_steps(&run, steps.min(STEPS as usize), &mut child);
+                random.random_range(0..30)
+            };
+            sleep(Duration::from_millis(delay));
             let finished = child.try_wait().unwrap();
             child.kill().unwrap();
             child.wait().unwrap();
@@ -121,18 +125,17 @@ fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
                 assert!(status.success());
                 break;
             }
-            kills += 1;
-            assert!(kills < 60, "no progress");
+            all_kills += 1;
+            assert!(all_kills < 200, "no progress");
             // Killed before it had a configuration, a run has not begun.
             if run.join("config.toml").exists() {
                 arguments = vec!["resume".into(), run.to_str().unwrap().into()];
             }
         }
         assert_same(&run, &reference);
-        all_kills += kills;
     }
     assert!(
-        all_kills >= 6,
+        all_kills >= 12,
         "only {all_kills} kills met a living process"
     );
 }
@@ -150,7 +153,7 @@ fn term_and_int_finish_the_step_save_and_say_how_to_go_on() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        wait_for_steps(&run, 2);
+        wait_for_steps(&run, 2, &mut child);
         send(signal, child.id());
         let status = child.wait().unwrap();
         assert_eq!(status.code(), Some(code));
@@ -176,7 +179,7 @@ fn a_second_signal_leaves_at_once() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for_steps(&setup.run("twice"), 1);
+    wait_for_steps(&setup.run("twice"), 1, &mut child);
     send("INT", child.id());
     send("INT", child.id());
     assert_eq!(child.wait().unwrap().code(), Some(130));
@@ -191,22 +194,22 @@ fn send(signal: &str, process: u32) {
     assert!(status.success());
 }
 
-#[cfg(unix)]
-fn wait_for_steps(run: &Path, steps: usize) {
+fn logged_steps(run: &Path) -> usize {
+    let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+    text.lines()
+        .filter(|line| line.contains("\"kind\":\"step\""))
+        .count()
+}
+
+/// Waits until the run has logged so many steps, or its process has ended.
+fn wait_for_steps(run: &Path, steps: usize, process: &mut Child) {
     let start = Instant::now();
-    let log = run.join("events.jsonl");
-    let count = || {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        text.lines()
-            .filter(|line| line.contains("\"step\","))
-            .count()
-    };
-    while count() < steps {
+    while logged_steps(run) < steps && process.try_wait().unwrap().is_none() {
         assert!(
             start.elapsed() < Duration::from_secs(120),
             "no step was taken"
         );
-        sleep(Duration::from_millis(5));
+        sleep(Duration::from_millis(2));
     }
 }
 
@@ -296,4 +299,48 @@ fn a_run_that_exists_is_never_overwritten() {
     assert_eq!(fs::read(run.join("events.jsonl")).unwrap(), before);
     let kept = fs::read_dir(run.join("checkpoints")).unwrap().count();
     assert_eq!(kept, 3, "the newest three checkpoints are kept");
+}
+
+#[test]
+fn a_run_needs_neither_the_weights_it_began_with_nor_the_folder_it_was_started_in() {
+    let setup = Setup::new();
+    let first = setup.uninterrupted("first", &[]);
+    let start = setup.home.path().join("start.safetensors");
+    fs::copy(first.join("encoder.safetensors"), &start).unwrap();
+    let reference = setup.uninterrupted("reference", &["--init", start.to_str().unwrap()]);
+
+    let mut arguments = setup.pretrain("run", &["--init", "start.safetensors"]);
+    let data = arguments.iter().position(|a| a == "--data").unwrap() + 1;
+    arguments[data] = "set".into();
+    let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        .current_dir(setup.home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = setup.run("run");
+    wait_for_steps(&run, 5, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::remove_file(&start).unwrap();
+    let output = resume(&run);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same(&run, &reference);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_with_a_word_in_its_log() {
+    let setup = Setup::new();
+    let arguments = setup.pretrain("run", &["--set", "optim.learning_rate=1e30"]);
+    let output = qbheat(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(
+        text.contains("NaN") && text.contains("learning_rate"),
+        "{text}"
+    );
+    let events = fs::read_to_string(setup.run("run").join("events.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+    assert_eq!(last["kind"], "non-finite");
+    assert_eq!(last["step"], logged_steps(&setup.run("run")) + 1);
 }
