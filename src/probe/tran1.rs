@@ -13,7 +13,7 @@ use crate::random::{self, Purpose};
 use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
 
 const HEADS: usize = 4;
-const BATCH: usize = 256;
+const BATCH: usize = 128;
 const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.05;
 
