@@ -48,7 +48,7 @@ impl ProbeRecord {
         write_durably(&file, &text)
     }
 
-    /// All results of a run, those of its own weights last within each protocol.
+    /// All results of a run by protocol: the untrained network's, the run's own, others.
     pub fn all(run: &RunFolder) -> Result<Vec<Self>> {
         let folder = run.file(FOLDER);
         let Ok(entries) = fs::read_dir(&folder) else {
@@ -71,7 +71,12 @@ impl ProbeRecord {
             }
         }
         records.sort_by(|a, b| {
-            let key = |r: &Self| (r.result.protocol, r.weights == "qb-heat", r.weights.clone());
+            let rank = |record: &Self| match record.weights.as_str() {
+                "untrained" => 0,
+                "qb-heat" => 1,
+                _ => 2,
+            };
+            let key = |r: &Self| (r.result.protocol, rank(r), r.weights.clone());
             key(a).cmp(&key(b))
         });
         Ok(records)
