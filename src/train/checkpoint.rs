@@ -90,7 +90,8 @@ impl Checkpoint {
         let step = self.position.step;
         Ok(TrainState {
             model: self.model.load_into(model).map_err(named)?,
-            optimizer: AdamW::restore(optimizer, step, &self.optimizer, device).map_err(named)?,
+            optimizer: AdamW::restore(optimizer, step, &self.optimizer, &device.clone().inner())
+                .map_err(named)?,
             step,
         })
     }
