@@ -56,7 +56,7 @@ impl Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EncoderConfig {
-    /// A name from [`encoder::ENCODERS`].
+    /// A name from [`encoder::all`].
     pub name: String,
     /// Image pixels per position of the feature map; 0 chooses the one that gives an 8×8 map.
     pub stride: usize,
@@ -67,7 +67,7 @@ pub struct EncoderConfig {
 impl Default for EncoderConfig {
     fn default() -> Self {
         Self {
-            name: encoder::ENCODERS[0].name.to_owned(),
+            name: "mobilenet-tiny".to_owned(),
             stride: 0,
             init: PathBuf::new(),
         }

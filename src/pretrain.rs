@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::config::{Config, Method};
 use crate::data::{Batch, Dataset, Loader, LoaderConfig};
-use crate::encoder::{self, Encoder};
+use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result};
 use crate::heat::{QbHeat, Quadrant};
 use crate::nn::Init;
@@ -109,7 +109,13 @@ impl PretrainModel for QbHeat {
 /// A QB-Heat network with fresh weights.
 pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
     let mut init = Init::new(config.seed, device);
-    let encoder = encoder::find(&config.encoder.name)?.build(config.encoder.stride, &mut init)?;
+    let encoder = encoder::find(&config.encoder.name)?.build(
+        Build {
+            stride: config.encoder.stride,
+            inputs: 3,
+        },
+        &mut init,
+    )?;
     Ok(QbHeat::new(
         &config.qb_heat,
         encoder,

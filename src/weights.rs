@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, EncoderConfig};
 use crate::data::{MEAN, STD};
-use crate::encoder::{self, Encoder};
+use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result, nearest};
 use crate::nn::{Init, StateDict};
 use crate::train::{ENCODER_FILE, RunFolder, write_durably};
@@ -103,7 +103,7 @@ impl Weights {
             stride
         };
         let device = crate::device().autodiff();
-        let encoder = spec.build(stride, &mut Init::new(seed, &device))?;
+        let encoder = spec.build(Build { stride, inputs: 3 }, &mut Init::new(seed, &device))?;
         Ok(Self {
             metadata: Metadata {
                 format: FORMAT,
@@ -196,7 +196,13 @@ pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>
         });
     }
     // Built anew, because the stride may be another.
-    let fresh = encoder::find(name)?.build(*stride, &mut Init::new(config.seed, device))?;
+    let fresh = encoder::find(name)?.build(
+        Build {
+            stride: *stride,
+            inputs: 3,
+        },
+        &mut Init::new(config.seed, device),
+    )?;
     StateDict::of(&given.encoder)
         .load_into(fresh)
         .map(Some)

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod encoders;
 mod pretrain;
 mod probe;
 mod progress;
@@ -41,6 +42,8 @@ enum Command {
     Probe(probe::Probe),
     /// Write RUN/report.html.
     Report(report::Report),
+    /// List the networks with their sizes.
+    Encoders(encoders::Encoders),
     /// Time the training step.
     Bench(bench::Bench),
 }
@@ -87,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Resume(command) => (command.common.json, command.run(&progress)),
         Command::Probe(command) => (command.common.json, command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
+        Command::Encoders(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),
     };
     match answer {

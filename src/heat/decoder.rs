@@ -1,11 +1,10 @@
 //! From the features of all four quarters to pixels.
 
 use burn::module::Module;
-use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{Init, TransformerBlock, sin_cos_2d};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 
 /// The decoder's size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,6 @@
 //! Fine-tuning: the encoder is the start, everything is trained.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData};
 
 use super::features::whole_images;
@@ -10,7 +9,7 @@ use super::{ProbeConfig, ProbeData, Scores};
 use crate::data::{DataConfig, Loader, LoaderConfig};
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::Init;
+use crate::nn::{Init, Linear};
 use crate::observe::Observer;
 use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
 

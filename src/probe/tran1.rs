@@ -2,12 +2,11 @@
 
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::nn::{LayerNorm, Linear};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{Features, ProbeConfig, Scores, Whitening};
 use crate::error::Result;
-use crate::nn::{Init, TransformerBlock, sin_cos_2d};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
 use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};

@@ -95,13 +95,15 @@ fn assert_same(run: &Path, reference: &Path) {
 #[test]
 fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
     let setup = Setup::new();
-    let reference = setup.uninterrupted("reference", &[]);
+    let encoders = ["mobilenet-tiny", "mf-tiny"];
+    let references = encoders.map(|encoder| setup.uninterrupted(encoder, &["--encoder", encoder]));
     let mut all_kills = 0;
     for seed in 0..6 {
         let name = format!("killed-{seed}");
         let run = setup.run(&name);
         let mut random = stream(seed, Purpose::Sample, 0, 0);
-        let mut arguments = setup.pretrain(&name, &[]);
+        let kind = seed as usize % 2;
+        let mut arguments = setup.pretrain(&name, &["--encoder", encoders[kind]]);
         loop {
             let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
                 .stdout(Stdio::null())
@@ -132,7 +134,7 @@ fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
                 arguments = vec!["resume".into(), run.to_str().unwrap().into()];
             }
         }
-        assert_same(&run, &reference);
+        assert_same(&run, &references[kind]);
     }
     assert!(
         all_kills >= 12,
