@@ -41,7 +41,7 @@ pub trait PretrainModel: Module {
 
 /// A batch on the device.
 pub struct Images {
-    /// `[N, 3, H, W]`, normalised.
+    /// `[N, channels, H, W]`, normalised.
     pub pixels: Tensor<4>,
     /// Numbers of the images in the data set.
     pub indices: Vec<usize>,
@@ -50,11 +50,10 @@ pub struct Images {
 }
 
 impl Images {
-    /// Puts a batch of square images on `device`.
-    pub fn new(batch: Batch, size: usize, device: &Device) -> Self {
-        let shape = [batch.indices.len(), 3, size, size];
+    /// Puts a batch on `device`.
+    pub fn new(batch: Batch, device: &Device) -> Self {
         Self {
-            pixels: Tensor::from_data(TensorData::new(batch.pixels, shape), device),
+            pixels: Tensor::from_data(TensorData::new(batch.pixels, batch.shape), device),
             indices: batch.indices,
             epoch: batch.epoch,
         }
@@ -109,19 +108,12 @@ impl PretrainModel for QbHeat {
 /// A QB-Heat network with fresh weights.
 pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
     let mut init = Init::new(config.seed, device);
-    let encoder = encoder::find(&config.encoder.name)?.build(
-        Build {
-            stride: config.encoder.stride,
-            inputs: 3,
-        },
-        &mut init,
-    )?;
-    Ok(QbHeat::new(
-        &config.qb_heat,
-        encoder,
-        config.encoder.stride,
-        &mut init,
-    ))
+    let build = Build {
+        stride: config.encoder.stride,
+        inputs: config.data.channels,
+    };
+    let encoder = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
+    Ok(QbHeat::new(&config.qb_heat, encoder, build, &mut init))
 }
 
 /// How a run ended.
@@ -349,7 +341,7 @@ impl<'a> Run<'a> {
                         passed_over.push(bad.clone());
                     }
                 }
-                Ok(Images::new(batch, self.config.image_size, &self.device))
+                Ok(Images::new(batch, &self.device))
             },
             |model: &M, batch| model.loss(&batch, self.config.seed),
             |state, report| {
@@ -406,7 +398,7 @@ impl<'a> Run<'a> {
         let batches = (0..BASELINE_BATCHES.min(self.steps_per_epoch))
             .map(|_| {
                 let batch = loader.next_batch()?;
-                Ok(Images::new(batch, self.config.image_size, &crate::device()))
+                Ok(Images::new(batch, &crate::device()))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(model.valid().trivial_loss(&batches, self.config.seed))
@@ -606,13 +598,7 @@ pub fn bench(config: &Config, steps: usize, observer: &dyn Observer) -> Result<B
     train(
         state,
         &rate,
-        || {
-            Ok(Images::new(
-                loader.next_batch()?,
-                config.image_size,
-                &device,
-            ))
-        },
+        || Ok(Images::new(loader.next_batch()?, &device)),
         |model: &QbHeat, batch| PretrainModel::loss(model, &batch, config.seed),
         |_, report| {
             times.push(report.times);

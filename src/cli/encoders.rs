@@ -1,6 +1,7 @@
 //! `qbheat encoders`
 
 use clap::Args;
+use qbheat::data::ImageSize;
 use qbheat::encoder;
 use qbheat::error::{Error, Result};
 use serde_json::json;
@@ -10,9 +11,9 @@ use super::{Answer, Common};
 
 #[derive(Args)]
 pub struct Encoders {
-    /// Side in pixels of the images that multiply-adds are counted for [default: the one each was made for].
+    /// Images that multiply-adds are counted for: a side in pixels or HEIGHTxWIDTH [default: what each was made for].
     #[arg(long)]
-    image_size: Option<usize>,
+    image_size: Option<ImageSize>,
     /// Image pixels a position of the feature map; encoders that cannot have it are left out [default: each one's own].
     #[arg(long)]
     stride: Option<usize>,
@@ -22,12 +23,9 @@ pub struct Encoders {
 
 impl Encoders {
     pub fn run(&self, _progress: &Progress) -> Result<Answer> {
-        if self.image_size == Some(0) {
-            return Err(Error::Refused("--image-size 0: at least 1".into()));
-        }
         let mut rows = Vec::new();
         let mut lines = vec![format!(
-            "{:<18}{:>11}{:>14}{:>9}{:>8}{:>7}{:>6}  source",
+            "{:<18}{:>11}{:>14}{:>9}{:>8}{:>7}{:>8}  source",
             "name", "parameters", "multiply-adds", "channels", "tokens", "stride", "px"
         )];
         for spec in encoder::all() {
@@ -35,10 +33,12 @@ impl Encoders {
             if !spec.strides.contains(&stride) {
                 continue;
             }
-            let image_size = self.image_size.unwrap_or(spec.image_size);
+            let image_size = self
+                .image_size
+                .unwrap_or(ImageSize::square(spec.image_size));
             let counts = spec.counts(stride, image_size)?;
             lines.push(format!(
-                "{:<18}{:>9.3} M{:>12.1} M{:>9}{:>8}{:>7}{:>6}  {}",
+                "{:<18}{:>9.3} M{:>12.1} M{:>9}{:>8}{:>7}{:>8}  {}",
                 spec.name,
                 counts.parameters as f64 / 1e6,
                 counts.multiply_adds as f64 / 1e6,
@@ -48,7 +48,7 @@ impl Encoders {
                     width => width.to_string(),
                 },
                 stride,
-                image_size,
+                image_size.to_string(),
                 spec.source,
             ));
             rows.push(json!({

@@ -3,6 +3,7 @@
 mod augment;
 mod dataset;
 mod decode;
+mod image_size;
 mod loader;
 mod source;
 
@@ -13,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::config::require;
 use crate::error::Result;
 
-pub use augment::{MEAN, STD, normalise, random_view, whole_view};
+pub use augment::{colour_statistics, normalise, random_view, whole_view};
 pub use dataset::{Dataset, Images, Split, Summary};
 pub use decode::Picture;
+pub use image_size::ImageSize;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use source::BUILTIN;
 
@@ -25,6 +27,8 @@ pub use source::BUILTIN;
 pub struct DataConfig {
     /// A folder, a `.tar`, or `builtin:cifar10`.
     pub path: PathBuf,
+    /// Channels of the image that the network sees: 3, or 1 for grey.
+    pub channels: usize,
     /// Threads that decode and augment beside the training step.
     pub loader_threads: usize,
     /// The decoded images are kept in memory where they fit into this many MiB.
@@ -45,6 +49,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             path: PathBuf::new(),
+            channels: 3,
             loader_threads: 1,
             memory_mib: 2048,
             max_bad_share: 0.1,

@@ -6,8 +6,9 @@ mod mobile_former;
 mod mobile_net;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
+use crate::data::ImageSize;
 use crate::error::{Error, Result, nearest};
 use crate::nn::{Init, StateDict, multiply_adds};
 
@@ -132,16 +133,12 @@ impl EncoderSpec {
         }
     }
 
-    /// Counts parameters, and multiply-adds for a square image of three channels by running one.
-    pub fn counts(&self, stride: usize, image_size: usize) -> Result<Counts> {
+    /// Counts parameters, and multiply-adds for an image of three channels by running one.
+    pub fn counts(&self, stride: usize, image_size: ImageSize) -> Result<Counts> {
         let device = crate::device();
         let build = Build { stride, inputs: 3 };
         let encoder = self.build(build, &mut Init::new(0, &device))?.valid();
-        let values = vec![0f32; 3 * image_size * image_size];
-        let image = Tensor::from_data(
-            TensorData::new(values, [1, 3, image_size, image_size]),
-            &device,
-        );
+        let image = Tensor::zeros([1, 3, image_size.height, image_size.width], &device);
         Ok(Counts {
             parameters: StateDict::of(&encoder)
                 .0

@@ -84,8 +84,7 @@ pub fn finetune(
         &rate,
         || loader.next_batch(),
         |model: &Classifier, batch| {
-            let shape = [batch.indices.len(), 3, size, size];
-            let images = Tensor::from_data(TensorData::new(batch.pixels, shape), &device);
+            let images = Tensor::from_data(TensorData::new(batch.pixels, batch.shape), &device);
             let labels: Vec<u32> = batch.indices.iter().map(|&i| label_of[i]).collect();
             cross_entropy(model.forward(images), &labels)
         },

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use qbheat::data::ImageSize;
 use qbheat::encoder::{self, Build, Encoder, EncoderSpec};
 use qbheat::nn::{Init, StateDict};
 
@@ -37,7 +38,9 @@ const COUNTS: [(&str, usize, u64); 11] = [
 fn mobile_formers_have_the_counts_of_their_tables() {
     for (name, parameters, multiply_adds) in COUNTS {
         let spec = encoder::find(name).unwrap();
-        let counts = spec.counts(spec.strides[0], spec.image_size).unwrap();
+        let counts = spec
+            .counts(spec.strides[0], ImageSize::square(spec.image_size))
+            .unwrap();
         assert_eq!((counts.parameters + 500) / 1000, parameters, "{name}");
         assert_eq!(
             (counts.multiply_adds + 50_000) / 100_000,
@@ -47,8 +50,8 @@ fn mobile_formers_have_the_counts_of_their_tables() {
     }
     let tiny = encoder::find("mf-tiny").unwrap();
     assert_eq!(
-        tiny.counts(4, 32).unwrap(),
-        tiny.counts(8, 64).unwrap(),
+        tiny.counts(4, ImageSize::square(32)).unwrap(),
+        tiny.counts(8, ImageSize::square(64)).unwrap(),
         "stride 4 at 32 px is the same network at the same cost"
     );
 }
@@ -66,7 +69,7 @@ fn with_its_head_each_mobile_former_has_the_published_number_of_parameters() {
         ("mf-26m", 32, 1024, 4),
     ] {
         let spec = encoder::find(name).unwrap();
-        let counts = spec.counts(32, 32).unwrap();
+        let counts = spec.counts(32, ImageSize::square(32)).unwrap();
         let (c, d) = (counts.channels, spec.tokens);
         let linear = |inputs: usize, outputs: usize| inputs * outputs + outputs;
         let bridge = 2 * linear(d, c) + linear(c, d) + 2 * d;
@@ -81,7 +84,7 @@ fn with_its_head_each_mobile_former_has_the_published_number_of_parameters() {
 fn mobilenet_v2_has_the_published_counts() {
     let counts = encoder::find("mobilenet-v2")
         .unwrap()
-        .counts(32, 224)
+        .counts(32, ImageSize::square(224))
         .unwrap();
     // torchvision's mobilenet_v2, 3,504,872 with its classifier.
     assert_eq!(counts.parameters + 1280 * 1000 + 1000, 3_504_872);

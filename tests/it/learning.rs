@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use qbheat::config::Config;
-use qbheat::data::{BUILTIN, DataConfig, Dataset, normalise, whole_view};
+use qbheat::data::{BUILTIN, DataConfig, Dataset, ImageSize, normalise, whole_view};
 use qbheat::error::Error;
 use qbheat::heat::{Quadrant, sort_by_quadrant, visible_quarters};
 use qbheat::nn::StateDict;
@@ -30,10 +30,11 @@ fn real_images(device: &Device) -> Tensor<4> {
         ..DataConfig::default()
     };
     let dataset = Dataset::open(&data, 0, &Silent).unwrap();
+    let size = ImageSize::square(32);
     let mut pixels = Vec::new();
     for i in 0..BATCH {
         let (picture, _) = dataset.images.picture(i * 350).unwrap();
-        normalise(&whole_view(&picture, 32), &mut pixels);
+        normalise(&whole_view(&picture, size), size, &mut pixels);
     }
     Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), device)
 }
