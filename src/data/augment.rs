@@ -22,7 +22,7 @@ struct Crop {
     height: f64,
 }
 
-/// A random resized crop and a random horizontal flip: `3·size·size` bytes, colour by colour.
+/// A random resized crop and a random horizontal flip: `channels·size·size` bytes, channel by channel.
 ///
 /// The crop is torchvision's: an area share from `crop_scale` and a ratio from `crop_ratio` (log-uniform), tried up to
 /// ten times, else the largest centred crop within the ratio's bounds.
@@ -90,9 +90,14 @@ fn centred(picture: &Picture, ratio: f64) -> Crop {
 
 fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
     let side = u32::try_from(size).expect("an image's side is small");
-    let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
-        .expect("a picture has three bytes a pixel");
-    let mut target = Image::new(side, side, PixelType::U8x3);
+    let channels = picture.channels;
+    let pixel_type = match channels {
+        1 => PixelType::U8,
+        _ => PixelType::U8x3,
+    };
+    let source = ImageRef::new(picture.width, picture.height, &picture.pixels, pixel_type)
+        .expect("a picture has a byte for each channel of each pixel");
+    let mut target = Image::new(side, side, pixel_type);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
         .crop(crop.left, crop.top, crop.width, crop.height);
@@ -100,12 +105,12 @@ fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
         .resize(&source, &mut target, &options)
         .expect("the crop lies within the picture");
     let pixels = target.buffer();
-    let mut view = vec![0; 3 * size * size];
-    for (colour, plane) in view.chunks_exact_mut(size * size).enumerate() {
+    let mut view = vec![0; channels * size * size];
+    for (channel, plane) in view.chunks_exact_mut(size * size).enumerate() {
         for (y, row) in plane.chunks_exact_mut(size).enumerate() {
             for (x, value) in row.iter_mut().enumerate() {
                 let x = if flip { size - 1 - x } else { x };
-                *value = pixels[(y * size + x) * 3 + colour];
+                *value = pixels[(y * size + x) * channels + channel];
             }
         }
     }
@@ -118,17 +123,22 @@ mod tests {
     use crate::random::{Purpose, stream};
 
     fn gradient(width: u32, height: u32) -> Picture {
-        let rgb = (0..height)
+        let pixels = (0..height)
             .flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7]))
             .collect();
-        Picture { width, height, rgb }
+        Picture {
+            width,
+            height,
+            channels: 3,
+            pixels,
+        }
     }
 
     #[test]
     fn a_view_at_the_pictures_own_size_is_the_picture() {
         let picture = gradient(8, 8);
         let view = whole_view(&picture, 8);
-        for (i, pixel) in picture.rgb.chunks(3).enumerate() {
+        for (i, pixel) in picture.pixels.chunks(3).enumerate() {
             assert_eq!([view[i], view[64 + i], view[128 + i]], *pixel);
         }
     }
@@ -137,6 +147,31 @@ mod tests {
     fn a_wide_picture_is_seen_through_its_central_square() {
         let view = whole_view(&gradient(16, 8), 8);
         assert_eq!((view[0], view[7]), (4, 11));
+    }
+
+    #[test]
+    fn one_channel_is_resized_as_each_of_three_equal_ones() {
+        let grey = Picture {
+            width: 16,
+            height: 8,
+            channels: 1,
+            pixels: (0..128).map(|i| (i * i) as u8).collect(),
+        };
+        let colour = Picture {
+            channels: 3,
+            pixels: grey.pixels.iter().flat_map(|&v| [v; 3]).collect(),
+            ..grey
+        };
+        let config = DataConfig::default();
+        let view = |picture| {
+            random_view(
+                picture,
+                6,
+                &config,
+                &mut stream(0, Purpose::Augmentation, 0, 0),
+            )
+        };
+        assert_eq!(view(&grey).repeat(3), view(&colour));
     }
 
     #[test]

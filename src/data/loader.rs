@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{DataConfig, Images, augment};
+use super::{BadImage, DataConfig, Images, augment};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 
@@ -21,8 +21,8 @@ pub struct Batch {
     pub labels: Vec<Option<u32>>,
     /// `[N, 3, size, size]`, normalised.
     pub pixels: Vec<f32>,
-    /// Images that could not be read any more, and why; others stand in their place.
-    pub passed_over: Vec<String>,
+    /// Images that could not be read any more; others stand in their place.
+    pub passed_over: Vec<BadImage>,
 }
 
 /// What a loader delivers. Content and order follow from these values alone, whatever the number of threads.
