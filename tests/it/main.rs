@@ -4,6 +4,7 @@ mod bad_input;
 mod closed_forms;
 mod command_line;
 mod data;
+mod images;
 mod learning;
 mod reference;
 mod reliability;
