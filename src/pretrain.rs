@@ -274,9 +274,12 @@ pub fn resume(
         checkpoint.position.steps_per_epoch,
     );
     let expected = (config.seed, steps_per_epoch(config, dataset));
-    if found != expected {
+    let run = Run::new(run, config, dataset, around);
+    // Other images, which `reopen_data` only lets pass where that was asked for, may make longer or shorter epochs.
+    let same_data = [String::new(), run.fingerprint.clone()].contains(&checkpoint.position.data);
+    if found.0 != expected.0 || found.1 != expected.1 && same_data {
         return Err(Error::Foreign {
-            path: run.path().to_owned(),
+            path: run.folder.path().to_owned(),
             message: format!(
                 "its checkpoint belongs to seed {} and {} steps an epoch, configuration and data now give seed {} \
                  and {} steps; restore them as they were",
@@ -289,7 +292,7 @@ pub fn resume(
         checkpoint.position.step,
         config.optim.epochs as u64 * expected.1
     ));
-    Run::new(run, config, dataset, around).go(Some(checkpoint))
+    run.go(Some(checkpoint))
 }
 
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {
@@ -304,6 +307,8 @@ struct Run<'a> {
     around: &'a Surroundings<'a>,
     loading: LoaderConfig,
     steps_per_epoch: u64,
+    /// Of the images' index.
+    fingerprint: String,
     device: Device,
 }
 
@@ -327,6 +332,7 @@ impl<'a> Run<'a> {
                 data: config.data.clone(),
             },
             steps_per_epoch: steps_per_epoch(config, dataset),
+            fingerprint: dataset.index().fingerprint(),
             device: crate::device().autodiff(),
         }
     }
@@ -475,6 +481,7 @@ impl<'a> Run<'a> {
             steps_per_epoch: self.steps_per_epoch,
             seed: self.config.seed,
             events_bytes: events.sync()?,
+            data: self.fingerprint.clone(),
         };
         self.checkpoints.save(state, position)
     }
