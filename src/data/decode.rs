@@ -292,3 +292,32 @@ fn jpeg_frame(bytes: &[u8]) -> Option<JpegFrame> {
         complete: rest.windows(2).rev().any(|pair| pair == END_OF_IMAGE),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz;
+
+    #[test]
+    fn mutated_images_are_decoded_or_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images");
+        let mut paths: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().unwrap() != "safetensors")
+            .collect();
+        paths.sort();
+        let corpus: Vec<Vec<u8>> = paths.iter().map(|p| std::fs::read(p).unwrap()).collect();
+        assert!(corpus.len() > 50);
+        let target = Target::of(&DataConfig::default());
+        fuzz::survives(&corpus, 3_000, |bytes| {
+            let header = header(bytes);
+            if let Ok((decoded, picture)) = decode(bytes, &target) {
+                assert_eq!(header, Ok(decoded));
+                let pixels = picture.width as usize * picture.height as usize;
+                assert_eq!(picture.pixels.len(), 3 * pixels);
+            }
+            let _ = inspect(bytes, &target, "png");
+        });
+    }
+}
