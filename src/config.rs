@@ -433,4 +433,18 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn mutated_files_are_read_or_refused() {
+        let whole = load(&[]).unwrap().to_toml().into_bytes();
+        let corpus = [
+            whole,
+            b"seed = 3\n[optim]\nepochs = 2\nbetas = [0.9, 0.99]\n".to_vec(),
+        ];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        crate::fuzz::survives(&corpus, 2_000, |bytes| {
+            std::fs::write(&file, bytes).unwrap();
+            let _ = Config::load(Some(file.path()), &[]);
+        });
+    }
 }

@@ -32,6 +32,11 @@ pub enum Error {
     #[error("{}: {message}", path.display())]
     Data { path: PathBuf, message: String },
     #[error(
+        "{}: the images are not those that the run was started on: {changes}; restore them, or take them as they are \
+         now with `qbheat resume --accept-changed-data`", path.display()
+    )]
+    DataChanged { path: PathBuf, changes: String },
+    #[error(
         "{bad} of {all} images are unreadable, more than data.max_bad_share = {allowed} allows; repair or remove \
          them, or raise it with --set data.max_bad_share=…:\n{list}"
     )]

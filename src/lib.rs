@@ -7,6 +7,8 @@ pub mod config;
 pub mod data;
 pub mod encoder;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod heat;
 pub mod nn;
 pub mod observe;

@@ -1,5 +1,7 @@
 //! Pre-training runs: the methods by name, and what surrounds the training loop.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -8,7 +10,7 @@ use rand::RngExt;
 use serde_json::json;
 
 use crate::config::{Config, Method};
-use crate::data::{Batch, Dataset, Loader, LoaderConfig};
+use crate::data::{BadImage, Batch, Dataset, Index, Loader, LoaderConfig};
 use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result};
 use crate::heat::{QbHeat, Quadrant};
@@ -17,13 +19,15 @@ use crate::observe::Observer;
 use crate::probe::{self, Part, ProbeConfig};
 use crate::random::{self, Purpose};
 use crate::train::{
-    AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, Position, RunFolder,
-    Schedule, StepReport, StepTimes, Stop, TrainState, train,
+    AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, INDEX_FILE, Position,
+    RunFolder, Schedule, StepReport, StepTimes, Stop, TrainState, train, write_durably,
 };
 use crate::weights::{given_encoder, save_encoder};
 
 /// Batches from which the trivial predictor's loss is estimated.
 const BASELINE_BATCHES: u64 = 8;
+/// Kind of the event that an image became unreadable.
+const BAD_IMAGE: &str = "bad-image";
 
 /// A network that pre-trains an encoder: what the training loop needs to know of a method.
 pub trait PretrainModel: Module {
@@ -131,6 +135,8 @@ pub struct Outcome {
     pub trivial_loss: f64,
     /// Images a second over the steps that this process took.
     pub images_per_s: f64,
+    /// Images that became unreadable during the run, so that others stood in for them.
+    pub bad_images: usize,
 }
 
 impl Outcome {
@@ -157,7 +163,47 @@ pub fn start(
 ) -> Result<Outcome> {
     check_size(config, dataset)?;
     let run = RunFolder::create(out, &config.to_toml())?;
+    write_index(&run, dataset)?;
     Run::new(run, config, dataset, around).go(None)
+}
+
+/// The images of a run that goes on, numbered as they were when it was started. Where they are not the same any more
+/// that is an error, or, with `accept_changed`, they are taken as they are now.
+pub fn reopen_data(
+    run: &RunFolder,
+    config: &Config,
+    accept_changed: bool,
+    observer: &dyn Observer,
+) -> Result<Dataset> {
+    let path = run.file(INDEX_FILE);
+    let index = match std::fs::read(&path) {
+        Ok(bytes) => Index::from_bytes(bytes).map_err(|reason| {
+            let remedy = "restore it, or remove it to take the images as they are now";
+            Error::data(&path, format!("damaged ({reason}); {remedy}"))
+        })?,
+        // Killed before it had one, a run has not looked at its images yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return open_anew(run, config, observer);
+        }
+        Err(error) => return Err(Error::io(&path)(error)),
+    };
+    match Dataset::reopen(&config.data, config.seed, &index, observer) {
+        Err(Error::DataChanged { changes, .. }) if accept_changed => {
+            observer.note(&format!("going on with changed images: {changes}"));
+            open_anew(run, config, observer)
+        }
+        reopened => reopened,
+    }
+}
+
+fn open_anew(run: &RunFolder, config: &Config, observer: &dyn Observer) -> Result<Dataset> {
+    let dataset = Dataset::open(&config.data, config.seed, observer)?;
+    write_index(run, &dataset)?;
+    Ok(dataset)
+}
+
+fn write_index(run: &RunFolder, dataset: &Dataset) -> Result<()> {
+    write_durably(&run.file(INDEX_FILE), &dataset.index().to_bytes())
 }
 
 /// Refuses a batch that is larger than the training images.
@@ -226,9 +272,12 @@ pub fn resume(
         checkpoint.position.steps_per_epoch,
     );
     let expected = (config.seed, steps_per_epoch(config, dataset));
-    if found != expected {
+    let run = Run::new(run, config, dataset, around);
+    // Other images, which `reopen_data` only lets pass where that was asked for, may make longer or shorter epochs.
+    let same_data = [String::new(), run.fingerprint.clone()].contains(&checkpoint.position.data);
+    if found.0 != expected.0 || found.1 != expected.1 && same_data {
         return Err(Error::Foreign {
-            path: run.path().to_owned(),
+            path: run.folder.path().to_owned(),
             message: format!(
                 "its checkpoint belongs to seed {} and {} steps an epoch, configuration and data now give seed {} \
                  and {} steps; restore them as they were",
@@ -241,7 +290,7 @@ pub fn resume(
         checkpoint.position.step,
         config.optim.epochs as u64 * expected.1
     ));
-    Run::new(run, config, dataset, around).go(Some(checkpoint))
+    run.go(Some(checkpoint))
 }
 
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {
@@ -256,6 +305,8 @@ struct Run<'a> {
     around: &'a Surroundings<'a>,
     loading: LoaderConfig,
     steps_per_epoch: u64,
+    /// Of the images' index.
+    fingerprint: String,
     device: Device,
 }
 
@@ -279,6 +330,7 @@ impl<'a> Run<'a> {
                 data: config.data.clone(),
             },
             steps_per_epoch: steps_per_epoch(config, dataset),
+            fingerprint: dataset.index().fingerprint(),
             device: crate::device().autodiff(),
         }
     }
@@ -325,28 +377,27 @@ impl<'a> Run<'a> {
         );
         let mut pace = Pace::default();
         let mut losses: Option<(f32, f32)> = None;
-        let mut passed_over = Vec::new();
+        let mut bad_images = self.logged_bad_images()?;
+        let passed_over = RefCell::new(Vec::new());
         let observer = self.around.observer;
         observer.begin("pre-training", rate.total_steps);
         let trained = train(
             state,
             &rate,
             || {
-                let batch = loader.next_batch()?;
-                for bad in &batch.passed_over {
-                    if !passed_over.contains(bad) {
-                        observer.note(&format!(
-                            "became unreadable, another image stands in: {bad}"
-                        ));
-                        passed_over.push(bad.clone());
-                    }
-                }
+                let mut batch = loader.next_batch()?;
+                passed_over.borrow_mut().append(&mut batch.passed_over);
                 Ok(Images::new(batch, &self.device))
             },
             |model: &M, batch| model.loss(&batch, self.config.seed),
             |state, report| {
                 losses = Some((losses.map_or(report.loss, |(first, _)| first), report.loss));
                 pace.add(&report.times);
+                for bad in passed_over.take() {
+                    if bad_images.insert(bad.name.clone()) {
+                        self.log_bad_image(&bad, &mut events)?;
+                    }
+                }
                 self.log_step(report, &mut events)?;
                 observer.progress(report.step, &self.describe(report, &pace, trivial_loss));
                 if state.step.is_multiple_of(self.steps_per_epoch) {
@@ -390,7 +441,25 @@ impl<'a> Run<'a> {
             losses,
             trivial_loss,
             images_per_s: pace.images_per_s(self.config.optim.batch_size),
+            bad_images: bad_images.len(),
         })
+    }
+
+    /// Names of the images that the run has met as unreadable so far.
+    fn logged_bad_images(&self) -> Result<BTreeSet<String>> {
+        let events = self.folder.read_events()?.into_iter();
+        let names = events
+            .filter(|event| event["kind"] == BAD_IMAGE)
+            .filter_map(|event| event["name"].as_str().map(str::to_owned));
+        Ok(names.collect())
+    }
+
+    fn log_bad_image(&self, bad: &BadImage, events: &mut Events) -> Result<()> {
+        let BadImage { name, reason } = bad;
+        self.around.observer.note(&format!(
+            "became unreadable, another image stands in: {name}: {reason}"
+        ));
+        events.append(&json!({"kind": BAD_IMAGE, "name": name, "reason": reason}))
     }
 
     fn trivial_loss<M: PretrainModel>(&self, model: &M) -> Result<f64> {
@@ -410,6 +479,7 @@ impl<'a> Run<'a> {
             steps_per_epoch: self.steps_per_epoch,
             seed: self.config.seed,
             events_bytes: events.sync()?,
+            data: self.fingerprint.clone(),
         };
         self.checkpoints.save(state, position)
     }

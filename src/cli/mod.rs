@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Only this module talks to people.
 
 mod bench;
+mod check;
 mod demo;
 mod encoders;
 mod pretrain;
@@ -46,6 +47,9 @@ enum Command {
     Encoders(encoders::Encoders),
     /// Time the training step.
     Bench(bench::Bench),
+    /// Look at every image of a data set: unreadable, odd, duplicate. Exits with 1 if any is unreadable; odd images and
+    /// duplicates are only listed.
+    Check(check::Check),
 }
 
 /// What every command takes.
@@ -92,6 +96,7 @@ pub fn run() -> ExitCode {
         Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Encoders(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),
+        Command::Check(command) => (command.json, command.run(&progress)),
     };
     match answer {
         Ok(answer) => {
@@ -193,10 +198,7 @@ fn describe_data(dataset: &Dataset) -> String {
         text += &format!(", {others} other files passed over");
     }
     if !unreadable.is_empty() {
-        text += &format!(
-            "; unreadable and left out:\n{}",
-            dataset.summary.list_unreadable()
-        );
+        text += &format!("; unreadable:\n{}", dataset.summary.list_unreadable());
     }
     let (train, held_out) = (dataset.train.len(), dataset.held_out.len());
     text += &match &dataset.split {
@@ -230,6 +232,7 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
         "last_loss": last,
         "trivial_loss": outcome.trivial_loss,
         "images_per_s": outcome.images_per_s,
+        "bad_images": outcome.bad_images,
     });
     if let Some(signal) = outcome.stopped().then(signals::received).flatten() {
         return Answer {
@@ -241,6 +244,12 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
             ),
         };
     }
+    let bad_images = match outcome.bad_images {
+        0 => String::new(),
+        count => format!(
+            "\n{count} images became unreadable and were replaced; `qbheat check` lists them"
+        ),
+    };
     let loss = match (first, last) {
         (Some(first), Some(last)) => format!(
             "loss {first:.4} to {last:.4} (trivial predictor {:.4}), {:.0} images/s",
@@ -251,7 +260,7 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     Answer::done(
         json,
         format!(
-            "finished after {} steps: {loss}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
+            "finished after {} steps: {loss}{bad_images}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
             outcome.steps,
             outcome.run.join(qbheat::train::ENCODER_FILE).display()
         ),

@@ -14,7 +14,7 @@ use super::{Answer, Common, Settings, answer_of_run, describe_data, signals, use
 
 #[derive(Args)]
 pub struct Pretrain {
-    /// A folder of images, a .tar of them, or builtin:cifar10.
+    /// A folder of images, a .tar of them, shards as in 'shard-{000..009}.tar', or builtin:cifar10.
     #[arg(long)]
     data: PathBuf,
     /// The run folder to make.
@@ -29,6 +29,9 @@ pub struct Pretrain {
     /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: 64].
     #[arg(long)]
     image_size: Option<ImageSize>,
+    /// 1 to see luma only, 3 for colour [default: 3].
+    #[arg(long)]
+    channels: Option<usize>,
     /// Passes over the images [default: 100].
     #[arg(long)]
     epochs: Option<usize>,
@@ -53,6 +56,7 @@ impl Pretrain {
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.init", self.init.as_ref())
             .add("image_size", self.image_size.map(ImageSize::to_toml))
+            .add("data.channels", self.channels)
             .add("optim.epochs", self.epochs)
             .add("optim.batch_size", self.batch_size)
             .parsed(&self.settings)?

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qbheat::data::Dataset;
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{self, Surroundings};
@@ -19,6 +18,9 @@ pub struct Resume {
     /// A larger number of epochs, for runs whose schedule says how to go on.
     #[arg(long)]
     epochs: Option<usize>,
+    /// Go on also where images were added, are gone or have another size, with the images that are there now.
+    #[arg(long)]
+    accept_changed_data: bool,
     #[command(flatten)]
     pub common: Common,
 }
@@ -42,7 +44,7 @@ impl Resume {
             ));
         }
         use_threads(threads);
-        let dataset = Dataset::open(&config.data, config.seed, progress)?;
+        let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
         progress.note(&describe_data(&dataset));
         signals::catch();
         let around = Surroundings {

@@ -111,9 +111,14 @@ fn centred(picture: &Picture, ratio: f64) -> Crop {
 
 fn resize(picture: &Picture, crop: &Crop, size: ImageSize, flip: bool) -> Vec<u8> {
     let side = |side: usize| u32::try_from(side).expect("an image's side is small");
-    let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
-        .expect("a picture has three bytes a pixel");
-    let mut target = Image::new(side(size.width), side(size.height), PixelType::U8x3);
+    let channels = picture.channels;
+    let pixel_type = match channels {
+        1 => PixelType::U8,
+        _ => PixelType::U8x3,
+    };
+    let source = ImageRef::new(picture.width, picture.height, &picture.pixels, pixel_type)
+        .expect("a picture has a byte for each channel of each pixel");
+    let mut target = Image::new(side(size.width), side(size.height), pixel_type);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
         .crop(crop.left, crop.top, crop.width, crop.height);
@@ -122,12 +127,12 @@ fn resize(picture: &Picture, crop: &Crop, size: ImageSize, flip: bool) -> Vec<u8
         .expect("the crop lies within the picture");
     let pixels = target.buffer();
     let width = size.width;
-    let mut view = vec![0; 3 * size.pixels()];
-    for (colour, plane) in view.chunks_exact_mut(size.pixels()).enumerate() {
+    let mut view = vec![0; channels * size.pixels()];
+    for (channel, plane) in view.chunks_exact_mut(size.pixels()).enumerate() {
         for (y, row) in plane.chunks_exact_mut(width).enumerate() {
             for (x, value) in row.iter_mut().enumerate() {
                 let x = if flip { width - 1 - x } else { x };
-                *value = pixels[(y * width + x) * 3 + colour];
+                *value = pixels[(y * width + x) * channels + channel];
             }
         }
     }
@@ -140,17 +145,22 @@ mod tests {
     use crate::random::{Purpose, stream};
 
     fn gradient(width: u32, height: u32) -> Picture {
-        let rgb = (0..height)
+        let pixels = (0..height)
             .flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7]))
             .collect();
-        Picture { width, height, rgb }
+        Picture {
+            width,
+            height,
+            channels: 3,
+            pixels,
+        }
     }
 
     #[test]
     fn a_view_at_the_pictures_own_size_is_the_picture() {
         let picture = gradient(8, 8);
         let view = whole_view(&picture, ImageSize::square(8));
-        for (i, pixel) in picture.rgb.chunks(3).enumerate() {
+        for (i, pixel) in picture.pixels.chunks(3).enumerate() {
             assert_eq!([view[i], view[64 + i], view[128 + i]], *pixel);
         }
     }
@@ -171,6 +181,31 @@ mod tests {
         assert_eq!(view.len(), 3 * 32);
         // Green counts rows: the band begins in row 2.
         assert_eq!((view[32], view[63]), (2, 5));
+    }
+
+    #[test]
+    fn one_channel_is_resized_as_each_of_three_equal_ones() {
+        let grey = Picture {
+            width: 16,
+            height: 8,
+            channels: 1,
+            pixels: (0..128).map(|i| (i * i) as u8).collect(),
+        };
+        let colour = Picture {
+            channels: 3,
+            pixels: grey.pixels.iter().flat_map(|&v| [v; 3]).collect(),
+            ..grey
+        };
+        let config = DataConfig::default();
+        let view = |picture| {
+            random_view(
+                picture,
+                ImageSize::square(6),
+                &config,
+                &mut stream(0, Purpose::Augmentation, 0, 0),
+            )
+        };
+        assert_eq!(view(&grey).repeat(3), view(&colour));
     }
 
     #[test]

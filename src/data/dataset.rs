@@ -1,54 +1,46 @@
 //! A data set: images, classes, and which of them are held out.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use serde::Serialize;
 
 use super::DataConfig;
-use super::decode::{self, Header, Picture};
+use super::decode::{self, Header, Picture, Target};
+use super::index::Index;
 use super::source::{Entry, Source};
+use super::split::{Groups, Role, Split};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
-use crate::random::{self, Purpose};
 
-const TRAIN_FOLDERS: &[&str] = &["train", "training"];
-const HELD_OUT_FOLDERS: &[&str] = &["val", "valid", "validation", "test"];
 /// Unreadable images in a row after which a data set counts as broken.
 const MAX_REPLACEMENTS: usize = 20;
 const LISTED: usize = 10;
 
-/// Which images are held out for evaluation, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Split {
-    /// The data set has folders for both.
-    Own {
-        /// Name of the held-out folder.
-        held_out: String,
-    },
-    /// A share of each class, drawn with the run's seed.
-    Stratified {
-        /// The share.
-        held_out: f64,
-    },
-    /// Nothing is held out: there are no classes to score.
-    None,
+/// An image that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct BadImage {
+    /// Its path below the data set's root.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// What a person wants to know of a data set first.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// Readable images.
+    /// Images in use.
     pub images: usize,
     /// Readable images of each format.
     pub formats: BTreeMap<&'static str, usize>,
     /// Readable images of each size, width by height.
     pub sizes: BTreeMap<(u32, u32), usize>,
-    /// Name and reason of each unreadable image.
-    pub unreadable: Vec<(String, String)>,
+    /// Unreadable images.
+    pub unreadable: Vec<BadImage>,
     /// Files that are no images by their extension.
     pub others: usize,
     /// Whether decoded images stay in memory.
@@ -58,14 +50,15 @@ pub struct Summary {
 /// Images that can be fetched by number.
 pub struct Images {
     source: Source,
-    entries: Vec<Entry>,
+    target: Target,
+    roles: Vec<Role>,
     labels: Vec<Option<u32>>,
-    cache: Option<Vec<Picture>>,
+    cache: Option<Vec<Option<Picture>>>,
 }
 
 /// Images with their classes and their split.
 pub struct Dataset {
-    /// All readable images.
+    /// All images, the unreadable ones among them.
     pub images: Arc<Images>,
     /// Class names; a label is an index here. Empty where there are fewer than two.
     pub classes: Vec<String>,
@@ -83,32 +76,26 @@ impl Dataset {
     /// Lists, checks and (where they fit into memory) decodes the images of `config.path`.
     pub fn open(config: &DataConfig, seed: u64, observer: &dyn Observer) -> Result<Self> {
         let source = Source::open(&config.path)?;
-        let entries = source.entries.clone();
-        let headers = scan(&source, &entries, observer, "checking images", |bytes| {
-            decode::header(bytes)
-        });
-        let decoded_bytes: u64 = headers
-            .iter()
-            .flatten()
-            .map(|h| 3 * u64::from(h.width) * u64::from(h.height))
-            .sum();
-        let cached = decoded_bytes <= config.memory_mib << 20;
-        let (headers, pictures): (Vec<_>, Vec<_>) = if cached {
-            scan(&source, &entries, observer, "decoding images", |bytes| {
-                decode::decode(bytes)
-            })
-            .into_iter()
-            .map(|result| match result {
-                Ok((header, picture)) => (Ok(header), Some(picture)),
-                Err(reason) => (Err(reason), None),
-            })
-            .unzip()
-        } else {
-            headers.into_iter().map(|header| (header, None)).unzip()
-        };
-        let mut dataset = Self::assemble(config, source, entries, headers, pictures, cached)?;
-        dataset.divide(config, seed);
-        Ok(dataset)
+        Self::build(config, seed, source, None, observer)
+    }
+
+    /// As [`Self::open`], for a run that goes on: images keep the numbers and parts they have in `index`, also where
+    /// they have become unreadable. Refused where images were added, are gone, or have another size.
+    pub fn reopen(
+        config: &DataConfig,
+        seed: u64,
+        index: &Index,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let source = Source::open(&config.path)?;
+        let readable = index
+            .compare(&source.entries)
+            .map_err(|error| Error::data(source.path(), format!("its index: {error}")))?
+            .map_err(|changes| Error::DataChanged {
+                path: source.path().to_owned(),
+                changes: changes.to_string(),
+            })?;
+        Self::build(config, seed, source, Some(readable), observer)
     }
 
     /// Where the images come from.
@@ -116,46 +103,62 @@ impl Dataset {
         self.images.source.path()
     }
 
-    /// Numbers of all images.
+    /// Numbers of all readable images.
     pub fn all(&self) -> Arc<Vec<usize>> {
-        Arc::new((0..self.images.len()).collect())
+        let roles = self.images.roles.iter().enumerate();
+        let readable = roles.filter(|(_, role)| **role != Role::Unreadable);
+        Arc::new(readable.map(|(index, _)| index).collect())
     }
 
-    fn assemble(
+    /// What to compare with when a run on these images goes on.
+    pub fn index(&self) -> Index {
+        let readable = self.images.roles.iter().map(|&r| r != Role::Unreadable);
+        Index::of(&self.images.source.entries, readable)
+    }
+
+    /// `recorded` says which images were readable when the run was started; by default those that are now.
+    fn build(
         config: &DataConfig,
+        seed: u64,
         source: Source,
-        entries: Vec<Entry>,
-        headers: Vec<Result<Header, String>>,
-        pictures: Vec<Option<Picture>>,
-        cached: bool,
+        recorded: Option<Vec<bool>>,
+        observer: &dyn Observer,
     ) -> Result<Self> {
-        let mut summary = Summary {
-            images: 0,
-            formats: BTreeMap::new(),
-            sizes: BTreeMap::new(),
-            unreadable: Vec::new(),
-            others: source.others,
-            cached,
-        };
-        let all = entries.len();
-        let (mut good, mut cache) = (Vec::with_capacity(all), Vec::new());
-        for ((entry, header), picture) in entries.into_iter().zip(headers).zip(pictures) {
-            match header {
-                Ok(header) => {
-                    summary.images += 1;
-                    *summary.formats.entry(header.format).or_default() += 1;
-                    *summary
-                        .sizes
-                        .entry((header.width, header.height))
-                        .or_default() += 1;
-                    good.push(entry);
-                    cache.extend(picture);
-                }
-                Err(reason) => summary.unreadable.push((entry.name, reason)),
-            }
+        if let Some(first) = source.bad_labels.first() {
+            observer.note(&format!(
+                "{} files with labels were not understood, the first is {first}",
+                source.bad_labels.len()
+            ));
         }
-        let bad = summary.unreadable.len();
-        if bad as f64 > config.max_bad_share * all as f64 || good.is_empty() {
+        let target = Target::of(config);
+        let mut headers = scan(&source, observer, "checking images", |entry| {
+            header(&source, entry)
+        });
+        let decoded_bytes: u64 = headers
+            .iter()
+            .flatten()
+            .map(|h| config.channels as u64 * u64::from(h.width) * u64::from(h.height))
+            .sum();
+        let cached = decoded_bytes <= config.memory_mib << 20;
+        let cache = cached.then(|| {
+            let decoded = scan(&source, observer, "decoding images", |entry| {
+                decode::decode(&source.read(entry)?, &target)
+            });
+            let (new_headers, pictures) = decoded
+                .into_iter()
+                .map(|result| match result {
+                    Ok((header, picture)) => (Ok(header), Some(picture)),
+                    Err(reason) => (Err(reason), None),
+                })
+                .unzip();
+            headers = new_headers;
+            pictures
+        });
+        let in_use =
+            recorded.unwrap_or_else(|| headers.iter().map(std::result::Result::is_ok).collect());
+        let summary = Summary::of(&source, headers, &in_use, cached);
+        let (bad, all) = (summary.unreadable.len(), source.entries.len());
+        if bad as f64 > config.max_bad_share * all as f64 || summary.images == 0 {
             return Err(Error::TooManyBad {
                 bad,
                 all,
@@ -163,94 +166,72 @@ impl Dataset {
                 list: summary.list_unreadable(),
             });
         }
+        let mut groups = Groups::of(&source, &in_use);
+        let (roles, split) = groups.split(&in_use, config.held_out, seed);
+        let numbers = |wanted| {
+            let roles = roles.iter().enumerate();
+            let chosen = roles.filter(|(_, role)| **role == wanted);
+            Arc::new(chosen.map(|(index, _)| index).collect())
+        };
+        let (train, held_out) = (numbers(Role::Train), numbers(Role::HeldOut));
         let images = Images {
             source,
-            labels: vec![None; good.len()],
-            entries: good,
-            cache: cached.then_some(cache),
+            target,
+            roles,
+            labels: groups.labels,
+            cache,
         };
         Ok(Self {
-            train: Arc::new((0..images.len()).collect()),
             images: Arc::new(images),
-            classes: Vec::new(),
-            held_out: Arc::default(),
-            split: Split::None,
+            classes: groups.classes,
+            train,
+            held_out,
+            split,
             summary,
         })
-    }
-
-    /// Finds split and classes in the names of folders.
-    fn divide(&mut self, config: &DataConfig, seed: u64) {
-        let images = Arc::get_mut(&mut self.images).expect("nobody else has the images yet");
-        let names: Vec<Vec<&str>> = images
-            .entries
-            .iter()
-            .map(|entry| entry.name.split('/').collect())
-            .collect();
-        let shared = shared_folders(&names);
-        let below: Vec<&[&str]> = names.iter().map(|name| &name[shared..]).collect();
-        let folder_of = |choices: &[&str]| {
-            choices
-                .iter()
-                .find(|choice| {
-                    below
-                        .iter()
-                        .any(|name| name.len() > 1 && name[0] == **choice)
-                })
-                .map(|choice| (*choice).to_owned())
-        };
-        let own = folder_of(TRAIN_FOLDERS).zip(folder_of(HELD_OUT_FOLDERS));
-        let class_at = usize::from(own.is_some());
-        let class_of =
-            |name: &[&str]| (name.len() > class_at + 1).then(|| name[class_at].to_owned());
-        let classes: BTreeSet<String> = below.iter().filter_map(|name| class_of(name)).collect();
-        let classes: Vec<String> = classes.into_iter().collect();
-        let labels: Vec<Option<u32>> = if classes.len() > 1 {
-            below
-                .iter()
-                .map(|name| {
-                    let class = class_of(name)?;
-                    classes.binary_search(&class).ok().map(|i| i as u32)
-                })
-                .collect()
-        } else {
-            vec![None; names.len()]
-        };
-        let (train, held_out, split) = match own {
-            Some((train, held_out)) => (
-                (0..names.len()).filter(|&i| below[i][0] == train).collect(),
-                (0..names.len())
-                    .filter(|&i| below[i][0] == held_out)
-                    .collect(),
-                Split::Own { held_out },
-            ),
-            None if classes.len() > 1 && config.held_out > 0.0 => {
-                let (train, held_out) = stratified(&labels, config.held_out, seed);
-                let share = config.held_out;
-                (train, held_out, Split::Stratified { held_out: share })
-            }
-            None => ((0..names.len()).collect(), Vec::new(), Split::None),
-        };
-        self.classes = if classes.len() > 1 {
-            classes
-        } else {
-            Vec::new()
-        };
-        self.train = Arc::new(train);
-        self.held_out = Arc::new(held_out);
-        self.split = split;
-        images.labels = labels;
     }
 }
 
 impl Summary {
+    fn of(
+        source: &Source,
+        headers: Vec<Result<Header, String>>,
+        in_use: &[bool],
+        cached: bool,
+    ) -> Self {
+        let mut summary = Self {
+            images: 0,
+            formats: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            unreadable: Vec::new(),
+            others: source.others,
+            cached,
+        };
+        for ((entry, header), in_use) in source.entries.iter().zip(headers).zip(in_use) {
+            match header {
+                Ok(header) if *in_use => {
+                    summary.images += 1;
+                    *summary.formats.entry(header.format).or_default() += 1;
+                    let size = (header.width, header.height);
+                    *summary.sizes.entry(size).or_default() += 1;
+                }
+                Ok(_) => {}
+                Err(reason) => summary.unreadable.push(BadImage {
+                    name: entry.name.to_string(),
+                    reason,
+                }),
+            }
+        }
+        summary
+    }
+
     /// The first few unreadable images, one a line.
     pub fn list_unreadable(&self) -> String {
         let mut lines: Vec<String> = self
             .unreadable
             .iter()
             .take(LISTED)
-            .map(|(name, reason)| format!("  {name}: {reason}"))
+            .map(|BadImage { name, reason }| format!("  {name}: {reason}"))
             .collect();
         if self.unreadable.len() > LISTED {
             lines.push(format!("  … and {} more", self.unreadable.len() - LISTED));
@@ -260,19 +241,19 @@ impl Summary {
 }
 
 impl Images {
-    /// How many.
+    /// How many, the unreadable ones among them.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.source.entries.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.source.entries.is_empty()
     }
 
     /// Path of an image below the data set's root.
     pub fn name(&self, index: usize) -> &str {
-        &self.entries[index].name
+        &self.source.entries[index].name
     }
 
     /// Class of an image, where it has one.
@@ -280,113 +261,75 @@ impl Images {
         self.labels[index]
     }
 
-    /// An image; where it cannot be read any more, the next one that can, and the names of those passed over.
-    pub fn picture(&self, index: usize) -> Result<(Cow<'_, Picture>, Vec<String>)> {
-        if let Some(cache) = &self.cache {
-            return Ok((Cow::Borrowed(&cache[index]), Vec::new()));
-        }
+    /// An image, and those that were asked for before it and could not be read any more: then the next readable one of
+    /// the same class and the same part of the split stands in.
+    pub fn picture(&self, index: usize) -> Result<(Cow<'_, Picture>, Vec<BadImage>)> {
+        let alike = |&other: &usize| {
+            self.roles[other] == self.roles[index] && self.labels[other] == self.labels[index]
+        };
+        let following = (index..self.len()).chain(0..index).filter(alike);
         let mut passed_over = Vec::new();
-        for step in 0..MAX_REPLACEMENTS.min(self.len()) {
-            let entry = &self.entries[(index + step) % self.len()];
-            let decoded = self
-                .source
-                .read(entry)
-                .map_err(|error| error.to_string())
-                .and_then(|bytes| decode::decode(&bytes));
-            match decoded {
-                Ok((_, picture)) => return Ok((Cow::Owned(picture), passed_over)),
-                Err(reason) => passed_over.push(format!("{}: {reason}", entry.name)),
+        for candidate in following.take(MAX_REPLACEMENTS) {
+            match self.read(candidate) {
+                Ok(picture) => return Ok((picture, passed_over)),
+                Err(reason) => passed_over.push(BadImage {
+                    name: self.name(candidate).to_owned(),
+                    reason,
+                }),
             }
         }
+        let BadImage { name, reason } = &passed_over[0];
         Err(Error::data(
             self.source.path(),
             format!(
-                "{} images in a row cannot be read any more, the first is {}",
+                "{} images in a row cannot be read any more, the first is {name} ({reason}); restore them, then go on",
                 passed_over.len(),
-                passed_over[0]
             ),
         ))
     }
+
+    fn read(&self, index: usize) -> Result<Cow<'_, Picture>, String> {
+        let cached = self.cache.as_ref().and_then(|cache| cache[index].as_ref());
+        if let Some(picture) = cached {
+            return Ok(Cow::Borrowed(picture));
+        }
+        let bytes = self.source.read(&self.source.entries[index])?;
+        let (_, picture) = decode::decode(&bytes, &self.target)?;
+        Ok(Cow::Owned(picture))
+    }
 }
 
-/// Runs `work` over the bytes of every entry, on all cores.
-fn scan<T: Send>(
+/// Most headers lie in so many bytes.
+const HEADER_BYTES: u64 = 64 << 10;
+
+fn header(source: &Source, entry: &Entry) -> Result<Header, String> {
+    let start = source.read_start(entry, HEADER_BYTES)?;
+    decode::header(&start).or_else(|reason| {
+        if entry.bytes <= HEADER_BYTES {
+            return Err(reason);
+        }
+        decode::header(&source.read(entry)?)
+    })
+}
+
+/// Runs `work` over every entry, on all cores.
+pub(super) fn scan<T: Send>(
     source: &Source,
-    entries: &[Entry],
     observer: &dyn Observer,
     stage: &str,
-    work: impl Fn(&[u8]) -> Result<T, String> + Sync,
-) -> Vec<Result<T, String>> {
-    observer.begin(stage, entries.len() as u64);
+    work: impl Fn(&Entry) -> T + Sync,
+) -> Vec<T> {
+    observer.begin(stage, source.entries.len() as u64);
     let done = AtomicU64::new(0);
-    let results = entries
+    let results = source
+        .entries
         .par_iter()
         .map(|entry| {
-            let result = source
-                .read(entry)
-                .map_err(|error| error.to_string())
-                .and_then(|bytes| work(&bytes));
+            let result = work(entry);
             observer.progress(done.fetch_add(1, Ordering::Relaxed) + 1, "");
             result
         })
         .collect();
     observer.end();
     results
-}
-
-/// How many leading folders all images share, as in `cifar10/train/…` and `cifar10/test/…`: one. A folder that holds
-/// the images themselves is never shared away.
-fn shared_folders(names: &[Vec<&str>]) -> usize {
-    let shortest = names.iter().map(Vec::len).min().unwrap_or(1);
-    (0..shortest.saturating_sub(1))
-        .take_while(|&depth| names.iter().all(|name| name[depth] == names[0][depth]))
-        .count()
-}
-
-/// Holds out the same share of each class, at least one image where it has two.
-fn stratified(labels: &[Option<u32>], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
-    let mut of_class: BTreeMap<Option<u32>, Vec<usize>> = BTreeMap::new();
-    for index in random::permutation(seed, Purpose::Split, 0, labels.len()) {
-        of_class.entry(labels[index]).or_default().push(index);
-    }
-    let (mut train, mut held_out) = (Vec::new(), Vec::new());
-    for (label, members) in of_class {
-        let wanted = (members.len() as f64 * share).round() as usize;
-        let count = match label {
-            None => 0,
-            Some(_) => wanted.clamp(usize::from(members.len() > 1), members.len() - 1),
-        };
-        held_out.extend(&members[..count]);
-        train.extend(&members[count..]);
-    }
-    train.sort_unstable();
-    held_out.sort_unstable();
-    (train, held_out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stratified_split_takes_the_same_share_of_each_class_and_loses_nothing() {
-        let labels: Vec<Option<u32>> = (0..100).map(|i| Some(u32::from(i % 4 == 0))).collect();
-        let (train, held_out) = stratified(&labels, 0.2, 7);
-        assert_eq!(train.len() + held_out.len(), 100);
-        let ones = held_out.iter().filter(|&&i| labels[i] == Some(1)).count();
-        assert_eq!((held_out.len(), ones), (20, 5));
-        assert_eq!(stratified(&labels, 0.2, 7).1, held_out);
-        assert_ne!(stratified(&labels, 0.2, 8).1, held_out);
-    }
-
-    #[test]
-    fn only_folders_above_all_images_are_shared() {
-        let split = |names: &[&str]| {
-            let names: Vec<Vec<&str>> = names.iter().map(|n| n.split('/').collect()).collect();
-            shared_folders(&names)
-        };
-        assert_eq!(split(&["c/train/a/1.jpg", "c/test/a/1.jpg"]), 1);
-        assert_eq!(split(&["a/1.jpg", "b/1.jpg"]), 0);
-        assert_eq!(split(&["1.jpg", "a/1.jpg"]), 0);
-    }
 }

@@ -2,90 +2,322 @@
 
 use std::io::Cursor;
 
+use image::error::UnsupportedErrorKind;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
+};
 
+use super::DataConfig;
+
+/// Longest side that a header may claim.
 const MAX_SIDE: u32 = 20_000;
+/// Largest picture in memory, as the file stores it; as 8-bit RGB this is also Pillow's limit of 179 million pixels.
 const MAX_BYTES: u64 = 512 << 20;
+/// Sides more unequal than this are worth a look.
+const EXTREME_ASPECT: u32 = 4;
 
-/// A decoded image: 8-bit RGB, row by row.
+/// Ends of file names, and what is expected behind them.
+pub(super) const EXTENSIONS: &[(&str, ImageFormat)] = &[
+    ("jpg", ImageFormat::Jpeg),
+    ("jpeg", ImageFormat::Jpeg),
+    ("jpe", ImageFormat::Jpeg),
+    ("png", ImageFormat::Png),
+    ("webp", ImageFormat::WebP),
+    ("bmp", ImageFormat::Bmp),
+    ("gif", ImageFormat::Gif),
+    ("tif", ImageFormat::Tiff),
+    ("tiff", ImageFormat::Tiff),
+    ("ppm", ImageFormat::Pnm),
+    ("pgm", ImageFormat::Pnm),
+    ("pbm", ImageFormat::Pnm),
+    ("pnm", ImageFormat::Pnm),
+];
+
+/// A decoded image: 8 bits a value, row by row, the channels of a pixel side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     /// Pixels a row.
     pub width: u32,
     /// Rows.
     pub height: u32,
-    /// `height·width·3` bytes.
-    pub rgb: Vec<u8>,
+    /// 1 for luma, 3 for RGB.
+    pub channels: usize,
+    /// `height·width·channels` bytes.
+    pub pixels: Vec<u8>,
 }
 
-/// What can be told without decoding pixels.
+/// What a picture is decoded to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    channels: usize,
+    background: [u8; 3],
+}
+
+impl Target {
+    pub fn of(config: &DataConfig) -> Self {
+        Self {
+            channels: config.channels,
+            background: config.background.map(|value| value as u8),
+        }
+    }
+}
+
+/// What can be told without decoding pixels. Sides are those of the upright picture.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Header {
     pub format: &'static str,
     pub width: u32,
     pub height: u32,
 }
 
-/// Decodes an image of any format that is compiled in, told by its content and not by its name, and turns it as its
-/// EXIF orientation says. Sides and memory are limited before anything is allocated.
-pub(super) fn decode(bytes: &[u8]) -> Result<(Header, Picture), String> {
-    let text = |error: image::ImageError| error.to_string();
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| error.to_string())?;
-    let format = reader.format().map_or("unknown", name);
-    reader.limits(limits());
-    let mut decoder = reader.into_decoder().map_err(text)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(text)?;
-    image.apply_orientation(orientation);
-    let rgb = image.into_rgb8();
-    let (width, height) = rgb.dimensions();
-    if width == 0 || height == 0 {
-        return Err("it has no pixels".into());
-    }
-    let header = Header {
-        format,
-        width,
-        height,
-    };
-    let picture = Picture {
-        width,
-        height,
-        rgb: rgb.into_raw(),
-    };
-    Ok((header, picture))
-}
-
-/// Reads format and size only.
+/// Reads format and size only. An error may only mean that `bytes` end too early.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
+    Ok(open(bytes)?.header)
+}
+
+/// Decodes an image of any format that is compiled in, told by its content and not by its name: turned as its EXIF
+/// orientation says, 16 bits scaled to 8, transparency laid over the background, and with one channel the luma of
+/// ITU-R 601. Sides and memory are limited before anything is allocated.
+pub(super) fn decode(bytes: &[u8], target: &Target) -> Result<(Header, Picture), String> {
+    let opened = open(bytes)?;
+    let header = opened.header.clone();
+    Ok((header, opened.pixels(bytes, target)?.0))
+}
+
+/// Decodes an image and lists what is unusual about it; `extension` is the end of its name.
+pub(super) fn inspect(
+    bytes: &[u8],
+    target: &Target,
+    extension: &str,
+) -> Result<(Header, Picture, Vec<&'static str>), String> {
+    let opened = open(bytes)?;
+    let header = opened.header.clone();
+    let (format, colours) = (opened.format, opened.decoder.original_color_type());
+    let rotated = opened.orientation != Orientation::NoTransforms;
+    let (picture, transparent) = opened.pixels(bytes, target)?;
+    let (width, height) = (header.width, header.height);
+    let cmyk = matches!(
+        colours,
+        ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16
+    ) || jpeg_frame(bytes).is_some_and(|frame| frame.components == 4);
+    let bits = colours.bits_per_pixel() / u16::from(colours.channel_count());
+    let named = EXTENSIONS
+        .iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(extension));
+    let odd = [
+        (
+            named.is_some_and(|&(_, named)| named != format),
+            "its extension is of another format",
+        ),
+        (width == 1 || height == 1, "one pixel wide"),
+        (bits > 8, "more than 8 bits"),
+        (cmyk, "CMYK"),
+        (transparent, "transparent"),
+        (rotated, "rotated by EXIF"),
+        (
+            width.max(height) / width.min(height) >= EXTREME_ASPECT,
+            "extreme aspect",
+        ),
+    ];
+    let odd = odd.into_iter().filter(|(holds, _)| *holds);
+    Ok((header, picture, odd.map(|(_, name)| name).collect()))
+}
+
+struct Opened<'a> {
+    format: ImageFormat,
+    header: Header,
+    orientation: Orientation,
+    decoder: Box<dyn ImageDecoder + 'a>,
+}
+
+fn open(bytes: &[u8]) -> Result<Opened<'_>, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".into());
+    }
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|error| error.to_string())?;
-    let format = reader.format().map_or("unknown", name);
-    reader.limits(limits());
-    let (width, height) = reader
-        .into_dimensions()
-        .map_err(|error| error.to_string())?;
-    Ok(Header {
-        format,
-        width,
-        height,
-    })
-}
-
-fn limits() -> Limits {
+    let format = reader
+        .format()
+        .ok_or("its content is none of JPEG, PNG, WebP, BMP, GIF, TIFF, PNM")?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
-    limits
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(explain)?;
+    if decoder.total_bytes() > MAX_BYTES {
+        return Err(too_large());
+    }
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let (mut width, mut height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err("it has no pixels".into());
+    }
+    if matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    ) {
+        (width, height) = (height, width);
+    }
+    let header = Header {
+        format: match format {
+            ImageFormat::Pnm => "pnm",
+            _ => format.extensions_str().first().copied().unwrap_or_default(),
+        },
+        width,
+        height,
+    };
+    Ok(Opened {
+        format,
+        header,
+        orientation,
+        decoder: Box::new(decoder),
+    })
 }
 
-fn name(format: image::ImageFormat) -> &'static str {
-    format
-        .extensions_str()
-        .first()
-        .copied()
-        .unwrap_or("unknown")
+impl Opened<'_> {
+    /// The picture, and whether any pixel of it was transparent.
+    fn pixels(self, bytes: &[u8], target: &Target) -> Result<(Picture, bool), String> {
+        // The decoder fills up what is missing with grey.
+        if jpeg_frame(bytes).is_some_and(|frame| !frame.complete) {
+            return Err("truncated: the file ends before the image does".into());
+        }
+        let mut image = DynamicImage::from_decoder(self.decoder).map_err(explain)?;
+        image.apply_orientation(self.orientation);
+        let (width, height) = (image.width(), image.height());
+        let mut transparent = false;
+        let mut pixels = if image.color().has_alpha() {
+            let rgba = image.into_rgba8().into_raw();
+            let (pixels, _) = rgba.as_chunks::<4>();
+            transparent = pixels.iter().any(|&[.., alpha]| alpha < 255);
+            pixels
+                .iter()
+                .flat_map(|&pixel| lay_over(pixel, target.background))
+                .collect()
+        } else {
+            image.into_rgb8().into_raw()
+        };
+        if target.channels == 1 {
+            let (colours, _) = pixels.as_chunks::<3>();
+            pixels = colours.iter().map(luma).collect();
+        }
+        let picture = Picture {
+            width,
+            height,
+            channels: target.channels,
+            pixels,
+        };
+        Ok((picture, transparent))
+    }
+}
+
+fn lay_over([red, green, blue, alpha]: [u8; 4], background: [u8; 3]) -> [u8; 3] {
+    let alpha = u32::from(alpha);
+    let mut mixed = [red, green, blue];
+    for (value, below) in mixed.iter_mut().zip(background) {
+        let sum = u32::from(*value) * alpha + u32::from(below) * (255 - alpha);
+        *value = ((sum + 127) / 255) as u8;
+    }
+    mixed
+}
+
+/// 0.299 R + 0.587 G + 0.114 B in the fixed point of Pillow's `convert("L")`; equal values stay what they are.
+fn luma(&[red, green, blue]: &[u8; 3]) -> u8 {
+    let sum = 19_595 * u32::from(red) + 38_470 * u32::from(green) + 7_471 * u32::from(blue);
+    ((sum + 0x8000) >> 16) as u8
+}
+
+fn explain(error: ImageError) -> String {
+    match error {
+        ImageError::Limits(_) => too_large(),
+        ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "truncated: the file ends before the image does".into()
+        }
+        ImageError::Unsupported(unsupported) => match unsupported.kind() {
+            UnsupportedErrorKind::Color(_) => format!(
+                "a kind of colour in {} that this program does not read; convert it to 8- or 16-bit grey or RGB",
+                unsupported.format_hint()
+            ),
+            _ => unsupported.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+fn too_large() -> String {
+    format!(
+        "larger than {MAX_SIDE} pixels a side or {} MiB in memory; make it smaller",
+        MAX_BYTES >> 20
+    )
+}
+
+struct JpegFrame {
+    components: u8,
+    /// Whether the end of the image is there.
+    complete: bool,
+}
+
+/// What the markers of a JPEG say; nothing where it is none.
+fn jpeg_frame(bytes: &[u8]) -> Option<JpegFrame> {
+    const START_OF_SCAN: u8 = 0xda;
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let mut rest = bytes.strip_prefix(&[0xff, 0xd8])?;
+    let mut components = 0;
+    loop {
+        // Any number of 0xff may stand before a marker.
+        let start = rest.iter().position(|&byte| byte == 0xff)?;
+        let marker_at = start + rest[start..].iter().position(|&byte| byte != 0xff)?;
+        let marker = rest[marker_at];
+        rest = &rest[marker_at + 1..];
+        match marker {
+            // These have no content.
+            0x00 | 0x01 | 0xd0..=0xd7 => continue,
+            START_OF_SCAN => break,
+            _ => {}
+        }
+        let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?));
+        if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+            components = *rest.get(7)?;
+        }
+        rest = rest.get(length.max(2)..)?;
+    }
+    Some(JpegFrame {
+        components,
+        // Within compressed data 0xff is followed by 0 or a restart marker.
+        complete: rest.windows(2).rev().any(|pair| pair == END_OF_IMAGE),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz;
+
+    #[test]
+    fn mutated_images_are_decoded_or_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images");
+        let mut paths: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().unwrap() != "safetensors")
+            .collect();
+        paths.sort();
+        let corpus: Vec<Vec<u8>> = paths.iter().map(|p| std::fs::read(p).unwrap()).collect();
+        assert!(corpus.len() > 50);
+        let target = Target::of(&DataConfig::default());
+        fuzz::survives(&corpus, 3_000, |bytes| {
+            let header = header(bytes);
+            if let Ok((decoded, picture)) = decode(bytes, &target) {
+                assert_eq!(header, Ok(decoded));
+                let pixels = picture.width as usize * picture.height as usize;
+                assert_eq!(picture.pixels.len(), 3 * pixels);
+            }
+            let _ = inspect(bytes, &target, "png");
+        });
+    }
 }

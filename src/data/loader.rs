@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{DataConfig, ImageSize, Images, augment};
+use super::{BadImage, DataConfig, ImageSize, Images, augment};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 
@@ -23,8 +23,8 @@ pub struct Batch {
     pub pixels: Vec<f32>,
     /// That shape.
     pub shape: [usize; 4],
-    /// Images that could not be read any more, and why; others stand in their place.
-    pub passed_over: Vec<String>,
+    /// Images that could not be read any more; others stand in their place.
+    pub passed_over: Vec<BadImage>,
 }
 
 /// What a loader delivers. Content and order follow from these values alone, whatever the number of threads.

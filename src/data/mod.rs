@@ -1,11 +1,14 @@
 //! Images: where they come from, decoding, augmentation, batches in a fixed order.
 
 mod augment;
+mod check;
 mod dataset;
 mod decode;
 mod image_size;
+mod index;
 mod loader;
 mod source;
+mod split;
 
 use std::path::PathBuf;
 
@@ -15,20 +18,25 @@ use crate::config::require;
 use crate::error::Result;
 
 pub use augment::{colour_statistics, normalise, random_view, whole_view};
-pub use dataset::{Dataset, Images, Split, Summary};
+pub use check::{Check, ClassCount, OddImage, SizeCount, check};
+pub use dataset::{BadImage, Dataset, Images, Summary};
 pub use decode::Picture;
 pub use image_size::ImageSize;
+pub use index::Index;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use source::BUILTIN;
+pub use split::Split;
 
 /// Where images come from and how they are prepared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder, a `.tar`, or `builtin:cifar10`.
+    /// A folder, a `.tar`, shards such as `shard-{000..009}.tar`, or `builtin:cifar10`.
     pub path: PathBuf,
-    /// Channels of the image that the network sees: 3, or 1 for grey.
+    /// Channels of the image that the network sees: 1 for luma, 3 for RGB.
     pub channels: usize,
+    /// RGB from 0 to 255 that lies below transparent pixels.
+    pub background: [u32; 3],
     /// Threads that decode and augment beside the training step.
     pub loader_threads: usize,
     /// The decoded images are kept in memory where they fit into this many MiB.
@@ -50,6 +58,7 @@ impl Default for DataConfig {
         Self {
             path: PathBuf::new(),
             channels: 3,
+            background: [255; 3],
             loader_threads: 1,
             memory_mib: 2048,
             max_bad_share: 0.1,
@@ -65,6 +74,18 @@ impl DataConfig {
     /// Whether every value is usable.
     pub(crate) fn check(&self) -> Result<()> {
         let share = |value: f64| (0.0..=1.0).contains(&value);
+        require(
+            matches!(self.channels, 1 | 3),
+            "data.channels",
+            self.channels,
+            "1 for luma or 3 for RGB",
+        )?;
+        require(
+            self.background.iter().all(|&value| value <= 255),
+            "data.background",
+            format!("{:?}", self.background),
+            "red, green and blue from 0 to 255",
+        )?;
         require(
             self.loader_threads > 0,
             "data.loader_threads",

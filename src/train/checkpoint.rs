@@ -31,6 +31,9 @@ pub struct Position {
     pub seed: u64,
     /// Length of `events.jsonl` when the checkpoint was written.
     pub events_bytes: u64,
+    /// Fingerprint of the index of the images; empty in checkpoints older than indices.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub data: String,
 }
 
 impl Position {

@@ -15,7 +15,7 @@ use crate::error::Result;
 pub use checkpoint::{Checkpoint, Checkpoints, Position};
 pub use durable::write_durably;
 pub use optimizer::{AdamW, AdamWConfig};
-pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, RunFolder};
+pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder};
 pub use schedule::{LearningRate, Schedule};
 pub use training_loop::{StepReport, StepTimes, Stop, TrainState, train};
 

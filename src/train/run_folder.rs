@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// The complete, resolved configuration.
 pub const CONFIG_FILE: &str = "config.toml";
+/// Names and sizes of the images that the run was started on.
+pub const INDEX_FILE: &str = "index.jsonl";
 /// What pre-training was for.
 pub const ENCODER_FILE: &str = "encoder.safetensors";
 const EVENTS_FILE: &str = "events.jsonl";

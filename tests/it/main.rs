@@ -5,6 +5,7 @@ mod closed_forms;
 mod command_line;
 mod data;
 mod encoders;
+mod images;
 mod learning;
 mod reference;
 mod reliability;
