@@ -7,6 +7,7 @@ mod encoders;
 mod pretrain;
 mod probe;
 mod progress;
+mod replay;
 mod report;
 mod resume;
 mod signals;
@@ -39,6 +40,8 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     /// Go on with a run that was stopped.
     Resume(resume::Resume),
+    /// Take the step once more whose loss or gradients were not finite.
+    Replay(replay::Replay),
     /// Score an encoder's features.
     Probe(probe::Probe),
     /// Write RUN/report.html.
@@ -92,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Demo(command) => (command.common.json, command.run(&progress)),
         Command::Pretrain(command) => (command.common.json, command.run(&progress)),
         Command::Resume(command) => (command.common.json, command.run(&progress)),
+        Command::Replay(command) => (command.common.json, command.run(&progress)),
         Command::Probe(command) => (command.common.json, command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Encoders(command) => (command.common.json, command.run(&progress)),

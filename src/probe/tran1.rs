@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
-use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 const HEADS: usize = 4;
 const BATCH: usize = 128;
@@ -111,6 +111,7 @@ pub fn tran1_scores(
         |model: &Tran1, (maps, labels): (Tensor<3>, Vec<u32>)| {
             cross_entropy(model.forward(maps, features.grid), &labels)
         },
+        give_up,
         |_, report| {
             observer.progress(report.step, &format!("loss {:.3}", report.loss));
             Ok(Stop::No)

@@ -9,7 +9,7 @@ use qbheat::heat::{Quadrant, sort_by_quadrant, visible_quarters};
 use qbheat::nn::StateDict;
 use qbheat::observe::Silent;
 use qbheat::pretrain::qb_heat;
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 use crate::support::values;
 
@@ -75,6 +75,7 @@ fn each_small_encoder_overfits_one_batch_of_real_images_to_a_loss_below_a_quarte
             &rate(150),
             || Ok(images.clone()),
             |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+            give_up,
             |_, report| {
                 last = report.loss;
                 Ok(Stop::No)
@@ -135,6 +136,7 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
             })
         },
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        give_up,
         |state, report| {
             updates += 1;
             let weights = StateDict::of(&state.model);
@@ -151,4 +153,47 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
     );
     assert!(matches!(result, Err(Error::NonFinite { step: 3, .. })));
     assert_eq!(updates, 2);
+}
+
+#[test]
+fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_were() {
+    let device = qbheat::device().autodiff();
+    let images = real_images(&device);
+    let mut batches = 0;
+    let mut kept = Vec::new();
+    let mut skipped = Vec::new();
+    train(
+        state(ENCODERS[0], &device),
+        &rate(5),
+        || {
+            batches += 1;
+            Ok(if batches == 3 {
+                images.clone() * f32::NAN
+            } else {
+                images.clone()
+            })
+        },
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |_, bad| {
+            assert_eq!(bad.step, 3);
+            Ok(())
+        },
+        |state, report| {
+            kept.push(StateDict::of(&state.model));
+            skipped.push(report.skipped);
+            Ok(Stop::No)
+        },
+    )
+    .unwrap();
+    assert_eq!(skipped, [false, false, true, false, false]);
+    assert!(kept[2] == kept[1], "after the bad step as before it");
+    assert!(kept[3] != kept[2]);
+    let finite = |state: &StateDict| {
+        state
+            .0
+            .values()
+            .flat_map(|t| &t.values)
+            .all(|v| v.is_finite())
+    };
+    assert!(kept.iter().all(finite));
 }

@@ -13,7 +13,7 @@ use qbheat::heat::{
 use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock};
 use qbheat::pretrain::qb_heat;
 use qbheat::probe::{Matrix, fit_logistic};
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 use crate::support::{difference, evaluation, gradients, read_tensors, tensor, values, wave};
 
@@ -396,6 +396,7 @@ fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
             let error = model.forward(x.clone()) - y.clone();
             (error.clone() * error).mean()
         },
+        give_up,
         |_, report| {
             losses.push(report.loss);
             Ok(Stop::No)
