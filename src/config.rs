@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use crate::data::{DataConfig, ImageSize};
 use crate::encoder;
 use crate::error::{Error, Result, nearest};
-use crate::heat::{Parametrisation, QbHeatConfig};
+use crate::heat::{Parametrisation, Place, QbHeatConfig};
 use crate::train::{OptimConfig, RunConfig, Schedule};
 use crate::weights::ImageForm;
 
@@ -328,6 +328,7 @@ fn check_choices(table: &Table) -> Result<()> {
     use Parametrisation::*;
     let choices = [
         ("method", names(&[Method::QbHeat])),
+        ("qb_heat.visible", names(&[Place::Corner, Place::Anywhere])),
         (
             "qb_heat.propagator",
             names(&[Signed, Separate, Exponential, NormLinear]),

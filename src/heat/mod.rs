@@ -5,16 +5,18 @@
 //! of an image predict, linearly and position by position, those of the three masked quarters. A decoder turns the
 //! four quarters into pixels, and the error on the masked ones trains everything.
 
+mod block;
 mod decoder;
 mod objective;
 mod propagator;
 mod qb_heat;
 mod quarter;
 
+pub use block::{Corner, Nearest};
 pub use decoder::{Decoder, DecoderConfig};
 pub use objective::{
     normalise_patches, patch_statistics, patches, unpatch, weighted_mean_squared_error,
 };
 pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
-pub use qb_heat::{QbHeat, QbHeatConfig, Reconstruction};
+pub use qb_heat::{Place, QbHeat, QbHeatConfig, Reconstruction, Visible};
 pub use quarter::{Quadrant, Quarters, assemble, sort_by_quadrant, visible_quarters, weights};

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::block::Nearest;
 use super::quarter::{Quadrant, Quarters};
 use crate::nn::Init;
 
@@ -113,6 +114,57 @@ impl Propagator {
                 apply(matrix_exponential(self.axis(direction)), z)
             }
             Parametrisation::Exponential => apply(matrix_exponential(-self.axis(direction)), z),
+        }
+    }
+
+    /// Every position of a map from the visible one nearest to it, over its true distance: `z` holds the features of
+    /// the latter, `[N, T, C]`. Where both distances are not 0, the mean of the two orders, ½(P_y P_x z + P_x P_y z).
+    /// `[h, w]` is the size of a block, over which the learned matrices step.
+    pub fn spread(&self, z: Tensor<3>, nearest: &Nearest, [h, w]: [usize; 2]) -> Tensor<3> {
+        let over_x = |z| self.walk(z, &nearest.right, [Direction::Right, Direction::Left], w);
+        let over_y = |z| self.walk(z, &nearest.down, [Direction::Down, Direction::Up], h);
+        (over_y(over_x(z.clone())) + over_x(over_y(z))) * 0.5
+    }
+
+    /// Each position of `z` (`[N, T, C]`) moved by its own `distance` (`[N, T, 1]`, in positions), of at most a block's
+    /// `width`, forwards where it is positive.
+    fn walk(
+        &self,
+        z: Tensor<3>,
+        distance: &Tensor<3>,
+        [forwards, backwards]: [Direction; 2],
+        width: usize,
+    ) -> Tensor<3> {
+        let blocks = distance.clone() / width as f32;
+        let (ahead, behind) = (
+            blocks.clone().clamp_min(0.0),
+            blocks.clone().neg().clamp_min(0.0),
+        );
+        match self.parametrisation {
+            Parametrisation::Signed => z.clone() + apply(self.axis(forwards), z) * blocks,
+            Parametrisation::Separate => {
+                z.clone()
+                    + apply(self.towards(forwards), z.clone()) * ahead
+                    + apply(self.towards(backwards), z) * behind
+            }
+            Parametrisation::NormLinear => {
+                let unit = normalise_channels(z.clone());
+                z + apply(self.towards(forwards), unit.clone()) * ahead
+                    + apply(self.towards(backwards), unit) * behind
+            }
+            Parametrisation::Exponential => {
+                let over_one = self.axis(forwards) / width as f32;
+                let steps = [
+                    (matrix_exponential(over_one.clone()), distance.clone()),
+                    (matrix_exponential(over_one.neg()), distance.clone().neg()),
+                ];
+                steps.into_iter().fold(z, |z, (step, distance)| {
+                    (1..=width).fold(z, |z, k| {
+                        let goes_on = distance.clone().greater_equal_elem(k as f32).float();
+                        z.clone() + (apply(step.clone(), z.clone()) - z) * goes_on
+                    })
+                })
+            }
         }
     }
 

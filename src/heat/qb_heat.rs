@@ -1,22 +1,62 @@
 //! The pre-training model.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::quarter::{GroupSizes, groups};
 use super::{
-    Decoder, DecoderConfig, Parametrisation, Propagator, Quadrant, assemble, normalise_patches,
-    patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
+    Corner, Decoder, DecoderConfig, Nearest, Parametrisation, Propagator, Quadrant, assemble,
+    normalise_patches, patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
     weighted_mean_squared_error, weights,
 };
 use crate::encoder::{Build, Encoder};
 use crate::nn::Init;
 
+/// Where the visible block may lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In one of the four corners, as in the paper: blocks predict their neighbours.
+    Corner,
+    /// Anywhere on the grid of patches: positions are predicted from the nearest visible one.
+    Anywhere,
+}
+
+/// The visible block of each image of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Visible {
+    /// One quadrant an image.
+    Quadrants(Vec<Quadrant>),
+    /// One block of half the height and half the width an image.
+    Blocks(Vec<Corner>),
+}
+
+impl Visible {
+    /// The block of each image, on a map of `[rows, columns]` positions.
+    pub fn corners(&self, [rows, columns]: [usize; 2]) -> Vec<Corner> {
+        match self {
+            Self::Quadrants(quadrants) => quadrants
+                .iter()
+                .map(|quadrant| {
+                    let (lower, right) = quadrant.cell();
+                    Corner {
+                        row: lower * rows / 2,
+                        column: right * columns / 2,
+                    }
+                })
+                .collect(),
+            Self::Blocks(corners) => corners.clone(),
+        }
+    }
+}
+
 /// What the paper leaves open, with our choices as defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QbHeatConfig {
+    /// Where the visible block may lie.
+    pub visible: Place,
     /// How a step from block to block is written.
     pub propagator: Parametrisation,
     /// Targets normalised by each patch's own mean and deviation, or plain pixels.
@@ -30,6 +70,7 @@ pub struct QbHeatConfig {
 impl Default for QbHeatConfig {
     fn default() -> Self {
         Self {
+            visible: Place::Corner,
             propagator: Parametrisation::Signed,
             normalise_patches: true,
             visible_weight: 0.0,
@@ -50,6 +91,8 @@ pub struct QbHeat {
     patch: usize,
     normalise_patches: bool,
     visible_weight: f32,
+    #[module(skip)]
+    place: Place,
 }
 
 /// Images as the model sees and completes them, each `[N, 3, H, W]`, in the order they were given.
@@ -77,100 +120,138 @@ impl QbHeat {
             patch: build.stride,
             normalise_patches: config.normalise_patches,
             visible_weight: config.visible_weight,
+            place: config.visible,
         }
     }
 
-    /// The loss of a batch: images `[N, 3, H, W]`, normalised, H and W multiples of twice the stride, and one visible
-    /// quadrant an image.
-    pub fn loss(&self, images: Tensor<4>, visible: &[Quadrant]) -> Tensor<1> {
-        let (images, sizes, _) = sort_by_quadrant(images, visible);
-        let predicted = self.predict(visible_quarters(&images, &sizes), &sizes);
-        let (target, weights) = self.target(images, &sizes);
+    /// Where the visible block may lie.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Image pixels a position of the feature map.
+    pub fn patch(&self) -> usize {
+        self.patch
+    }
+
+    /// The loss of a batch: images `[N, 3, H, W]`, normalised, H and W multiples of twice the stride, and the visible
+    /// block of each.
+    pub fn loss(&self, images: Tensor<4>, visible: &Visible) -> Tensor<1> {
+        let batch = self.arrange(images, visible);
+        let predicted = self.predict(&batch);
+        let (target, weights) = self.target(batch);
         weighted_mean_squared_error(predicted, target, weights)
     }
 
     /// The loss of the trivial predictor on a batch. With normalised targets that is the best constant patch,
-    /// `average` (`[patch·patch·3]`); without, the mean colour of each image's visible quarter.
+    /// `average` (`[patch·patch·colours]`); without, the mean colour of each image's visible block.
     pub fn trivial_loss(
         &self,
         images: Tensor<4>,
-        visible: &[Quadrant],
+        visible: &Visible,
         average: Tensor<1>,
     ) -> Tensor<1> {
-        let (images, sizes, _) = sort_by_quadrant(images, visible);
-        let [n, colours, ..] = images.dims();
+        let batch = self.arrange(images, visible);
+        let [n, colours, ..] = batch.images.dims();
         let guess = if self.normalise_patches {
             average.reshape([1, 1, -1])
         } else {
-            visible_quarters(&images, &sizes)
+            batch
+                .visible
+                .clone()
                 .mean_dim(3)
                 .mean_dim(2)
                 .reshape([n, 1, colours])
                 .repeat(&[1, 1, self.patch * self.patch])
         };
-        let (target, weights) = self.target(images, &sizes);
+        let (target, weights) = self.target(batch);
         let guess = guess.expand(target.dims());
         weighted_mean_squared_error(guess, target, weights)
     }
 
-    /// The mean target patch of a batch, `[patch·patch·3]`.
+    /// The mean target patch of a batch, `[patch·patch·colours]`.
     pub fn average_patch(&self, images: Tensor<4>) -> Tensor<1> {
         let targets = self.targets(images);
         let values = targets.dims()[2];
         targets.mean_dim(1).mean_dim(0).reshape([values])
     }
 
-    /// What the model makes of the masked quarters.
-    pub fn reconstruct(&self, images: Tensor<4>, visible: &[Quadrant]) -> Reconstruction {
-        let [_, _, height, width] = images.dims();
-        let grid = [height / self.patch, width / self.patch];
-        let (images, sizes, order) = sort_by_quadrant(images, visible);
-        let mut predicted = self.predict(visible_quarters(&images, &sizes), &sizes);
-        let original = patches(images, self.patch);
+    /// What the model makes of the masked patches.
+    pub fn reconstruct(&self, images: Tensor<4>, visible: &Visible) -> Reconstruction {
+        let batch = self.arrange(images, visible);
+        let mut predicted = self.predict(&batch);
+        let original = patches(batch.images.clone(), self.patch);
         if self.normalise_patches {
             let (mean, deviation) = patch_statistics(&original);
             predicted = predicted * deviation + mean;
         }
-        let seen = self.weights(&sizes, grid, 0.0, &original).neg() + 1.0;
-        let restore = |patches: Tensor<3>| {
-            let images = unpatch(patches, self.patch, grid);
-            let mut back: Vec<Tensor<4>> = Vec::with_capacity(order.len());
-            for place in 0..order.len() {
-                let sorted = order
-                    .iter()
-                    .position(|&from| from == place)
-                    .unwrap_or(place);
-                back.push(images.clone().slice_dim(0, sorted..sorted + 1));
-            }
-            Tensor::cat(back, 0)
-        };
+        let seen = self.weights(&batch, 0.0).neg() + 1.0;
+        let mut places = vec![0; batch.order.len()];
+        for (sorted, &place) in batch.order.iter().enumerate() {
+            places[place] = sorted as i32;
+        }
+        let count = places.len();
+        let device = original.device();
+        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device);
+        let restore =
+            |patches: Tensor<3>| unpatch(patches, self.patch, batch.grid).select(0, places.clone());
         Reconstruction {
             predicted: restore(predicted),
             visible: restore(original * seen.unsqueeze_dim(2)),
         }
     }
 
-    /// Visible quarters `[N, 3, H/2, W/2]`, sorted, to patches of whole images `[N, T, patch·patch·3]`.
-    fn predict(&self, quarters: Tensor<4>, sizes: &GroupSizes) -> Tensor<3> {
-        let z = self.encoder.forward(quarters);
-        let [n, c, h, w] = z.dims();
-        let z = z.reshape([n, c, h * w]).swap_dims(1, 2);
-        let maps = groups(sizes).map(|(visible, range)| {
-            let quarters = self
-                .propagator
-                .propagate(z.clone().slice_dim(0, range), visible);
-            assemble(quarters, visible, [h, w])
-        });
-        self.decoder
-            .forward(Tensor::cat(maps.collect(), 0), [2 * h, 2 * w])
+    /// Cuts out what is visible; images with the same visible quadrant stand together.
+    fn arrange(&self, images: Tensor<4>, visible: &Visible) -> Arranged {
+        let [n, _, height, width] = images.dims();
+        let grid = [height / self.patch, width / self.patch];
+        match visible {
+            Visible::Quadrants(quadrants) => {
+                let (images, sizes, order) = sort_by_quadrant(images, quadrants);
+                Arranged {
+                    visible: visible_quarters(&images, &sizes),
+                    layout: Layout::Quadrants(sizes),
+                    images,
+                    order,
+                    grid,
+                }
+            }
+            Visible::Blocks(corners) => Arranged {
+                visible: visible_blocks(&images, corners, self.patch),
+                layout: Layout::Blocks(corners.clone()),
+                images,
+                order: (0..n).collect(),
+                grid,
+            },
+        }
     }
 
-    fn target(&self, images: Tensor<4>, sizes: &GroupSizes) -> (Tensor<3>, Tensor<2>) {
-        let [_, _, height, width] = images.dims();
-        let grid = [height / self.patch, width / self.patch];
-        let target = self.targets(images);
-        let weights = self.weights(sizes, grid, self.visible_weight, &target);
-        (target, weights)
+    /// Patches of whole images, `[N, T, patch·patch·colours]`.
+    fn predict(&self, batch: &Arranged) -> Tensor<3> {
+        let z = self.encoder.forward(batch.visible.clone());
+        let [n, c, h, w] = z.dims();
+        let z = z.reshape([n, c, h * w]).swap_dims(1, 2);
+        let map = match &batch.layout {
+            Layout::Quadrants(sizes) => {
+                let maps = groups(sizes).map(|(visible, range)| {
+                    let quarters = self
+                        .propagator
+                        .propagate(z.clone().slice_dim(0, range), visible);
+                    assemble(quarters, visible, [h, w])
+                });
+                Tensor::cat(maps.collect(), 0)
+            }
+            Layout::Blocks(corners) => {
+                let nearest = Nearest::new(corners, [h, w], &z.device());
+                self.propagator.spread(nearest.gather(z), &nearest, [h, w])
+            }
+        };
+        self.decoder.forward(map, batch.grid)
+    }
+
+    fn target(&self, batch: Arranged) -> (Tensor<3>, Tensor<2>) {
+        let weights = self.weights(&batch, self.visible_weight);
+        (self.targets(batch.images), weights)
     }
 
     fn targets(&self, images: Tensor<4>) -> Tensor<3> {
@@ -182,18 +263,54 @@ impl QbHeat {
         }
     }
 
-    fn weights(
-        &self,
-        sizes: &GroupSizes,
-        [rows, columns]: [usize; 2],
-        visible_weight: f32,
-        like: &Tensor<3>,
-    ) -> Tensor<2> {
+    /// The weight of each position in the loss, `[N, T]`: 1 on masked ones, `visible_weight` on visible ones.
+    fn weights(&self, batch: &Arranged, visible_weight: f32) -> Tensor<2> {
+        let visible = match &batch.layout {
+            Layout::Quadrants(sizes) => Visible::Quadrants(
+                groups(sizes)
+                    .flat_map(|(quadrant, range)| range.map(move |_| quadrant))
+                    .collect(),
+            ),
+            Layout::Blocks(corners) => Visible::Blocks(corners.clone()),
+        };
         weights(
-            sizes,
-            [rows / 2, columns / 2],
+            &visible.corners(batch.grid),
+            batch.grid,
             visible_weight,
-            &like.device(),
+            &batch.images.device(),
         )
     }
+}
+
+/// A batch and what is visible of it.
+struct Arranged {
+    /// `[N, C, H, W]`.
+    images: Tensor<4>,
+    /// `[N, C, H/2, W/2]`.
+    visible: Tensor<4>,
+    layout: Layout,
+    /// For each place the place it came from.
+    order: Vec<usize>,
+    /// Rows and columns of the whole map.
+    grid: [usize; 2],
+}
+
+enum Layout {
+    Quadrants(GroupSizes),
+    Blocks(Vec<Corner>),
+}
+
+/// Cuts out of each image its visible block of half its height and width.
+fn visible_blocks(images: &Tensor<4>, corners: &[Corner], patch: usize) -> Tensor<4> {
+    let [_, channels, height, width] = images.dims();
+    let blocks = corners.iter().enumerate().map(|(i, corner)| {
+        let (top, left) = (corner.row * patch, corner.column * patch);
+        images.clone().slice([
+            i..i + 1,
+            0..channels,
+            top..top + height / 2,
+            left..left + width / 2,
+        ])
+    });
+    Tensor::cat(blocks.collect(), 0)
 }

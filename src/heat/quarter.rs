@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::Corner;
+
 /// A quarter of an image, or of a feature map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quadrant {
@@ -126,28 +128,29 @@ pub fn assemble(quarters: Quarters, visible: Quadrant, [h, w]: [usize; 2]) -> Te
     Tensor::cat(rows, 1).reshape([n, 4 * h * w, c])
 }
 
-/// The weight of each position in the loss, `[N, 4·h·w]` for a sorted batch: 1 on masked quarters, `visible_weight`
-/// on the visible one.
+/// The weight of each position in the loss, `[N, rows·columns]`: `visible_weight` in each image's block of half the rows
+/// and half the columns, 1 elsewhere.
 pub fn weights(
-    sizes: &GroupSizes,
-    [h, w]: [usize; 2],
+    corners: &[Corner],
+    [rows, columns]: [usize; 2],
     visible_weight: f32,
     device: &Device,
 ) -> Tensor<2> {
-    let mut values = Vec::with_capacity(sizes.iter().sum::<usize>() * 4 * h * w);
-    for (quadrant, range) in groups(sizes) {
-        let (row, column) = quadrant.cell();
-        for _ in range {
-            for y in 0..2 * h {
-                for x in 0..2 * w {
-                    let inside = y / h == row && x / w == column;
-                    values.push(if inside { visible_weight } else { 1.0 });
-                }
+    let mut values = Vec::with_capacity(corners.len() * rows * columns);
+    for corner in corners {
+        let (block_rows, block_columns) = (
+            corner.row..corner.row + rows / 2,
+            corner.column..corner.column + columns / 2,
+        );
+        for y in 0..rows {
+            for x in 0..columns {
+                let inside = block_rows.contains(&y) && block_columns.contains(&x);
+                values.push(if inside { visible_weight } else { 1.0 });
             }
         }
     }
-    let count = sizes.iter().sum();
-    Tensor::from_data(TensorData::new(values, [count, 4 * h * w]), device)
+    let shape = [corners.len(), rows * columns];
+    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 #[cfg(test)]
@@ -188,8 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_zero_exactly_on_the_visible_quarter() {
-        let values = weights(&[0, 1, 0, 0], [1, 2], 0.0, &Device::flex());
+    fn weights_are_zero_exactly_on_the_visible_block() {
+        let upper_right = Corner { row: 0, column: 2 };
+        let values = weights(&[upper_right], [2, 4], 0.0, &Device::flex());
         assert_eq!(
             values.into_data().try_into_vec::<f32>().unwrap(),
             [1., 1., 0., 0., 1., 1., 1., 1.]

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::data::{Batch, Dataset, Index};
 use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result};
-use crate::heat::{QbHeat, Quadrant};
+use crate::heat::{Corner, Place, QbHeat, Quadrant, Visible};
 use crate::nn::Init;
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
@@ -58,21 +58,35 @@ impl Images {
         }
     }
 
-    /// The visible quadrant of each image: a pure function of seed, epoch and image.
-    pub fn quadrants(&self, seed: u64) -> Vec<Quadrant> {
-        self.indices
+    /// The visible block of each image, on maps of one position a `patch`: a pure function of seed, epoch and image.
+    pub fn visible(&self, place: Place, patch: usize, seed: u64) -> Visible {
+        let [_, _, height, width] = self.pixels.dims();
+        let streams = self
+            .indices
             .iter()
-            .map(|&index| {
-                let mut random = random::stream(seed, Purpose::Quadrant, self.epoch, index as u64);
-                Quadrant::ALL[random.random_range(0..4)]
-            })
-            .collect()
+            .map(|&index| random::stream(seed, Purpose::Quadrant, self.epoch, index as u64));
+        match place {
+            Place::Corner => Visible::Quadrants(
+                streams
+                    .map(|mut random| Quadrant::ALL[random.random_range(0..4)])
+                    .collect(),
+            ),
+            Place::Anywhere => Visible::Blocks(
+                streams
+                    .map(|mut random| Corner {
+                        row: random.random_range(0..=height / patch / 2),
+                        column: random.random_range(0..=width / patch / 2),
+                    })
+                    .collect(),
+            ),
+        }
     }
 }
 
 impl PretrainModel for QbHeat {
     fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {
-        self.loss(batch.pixels.clone(), &batch.quadrants(seed))
+        let visible = batch.visible(self.place(), self.patch(), seed);
+        self.loss(batch.pixels.clone(), &visible)
     }
 
     fn encoder(&self) -> &Encoder {
@@ -92,8 +106,8 @@ impl PretrainModel for QbHeat {
             .reduce(|sum, patch| sum + patch)
             .expect("there is at least one batch");
         let losses = batches.iter().map(|batch| {
-            let quadrants = batch.quadrants(seed);
-            let loss = self.trivial_loss(batch.pixels.clone(), &quadrants, average.clone());
+            let visible = batch.visible(self.place(), self.patch(), seed);
+            let loss = self.trivial_loss(batch.pixels.clone(), &visible, average.clone());
             f64::from(loss.into_scalar::<f32>())
         });
         losses.sum::<f64>() * f64::from(share)

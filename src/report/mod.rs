@@ -10,16 +10,16 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::heat::Quadrant;
+use crate::heat::Visible;
 use crate::observe::Silent;
-use crate::pretrain::qb_heat;
+use crate::pretrain::{Images, qb_heat};
 use crate::probe::{
     Features, Matrix, Part, ProbeConfig, ProbeRecord, extract, nearest_neighbours, whole_images,
 };
 use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
 
-use pictures::Pictures;
+use pictures::{Block, Pictures};
 
 const REPORT_FILE: &str = "report.html";
 /// Images shown.
@@ -223,8 +223,14 @@ fn picture_rows(
         .collect();
     let shown = &gallery[..SHOWN.min(gallery.len())];
     let images = whole_images(dataset, shown, config.image_size)?;
-    let quadrants: Vec<Quadrant> = (0..shown.len()).map(|i| Quadrant::ALL[i % 4]).collect();
-    let reconstruction = model.reconstruct(images.clone(), &quadrants);
+    let shown_images = Images {
+        pixels: images.clone(),
+        indices: shown.to_vec(),
+        epoch: 0,
+    };
+    let visible = shown_images.visible(model.place(), model.patch(), config.seed);
+    let reconstruction = model.reconstruct(images.clone(), &visible);
+    let blocks = blocks(&visible, config);
     let part = Part {
         dataset,
         indices: gallery.clone(),
@@ -267,17 +273,32 @@ fn picture_rows(
             Ok(Pictures {
                 name: dataset.images.name(shown[i]).to_owned(),
                 original: pictures::image(one(&images, i))?,
-                visible: pictures::visible(one(&reconstruction.visible, i), quadrants[i])?,
+                visible: pictures::visible(one(&reconstruction.visible, i), blocks[i])?,
                 reconstruction: pictures::completed(
                     one(&images, i),
                     one(&reconstruction.predicted, i),
-                    quadrants[i],
+                    blocks[i],
                 )?,
                 components: pictures::colours(&components[i], features.grid)?,
                 neighbours: (0..per_row)
                     .map(|k| pictures::image(one(&near_images, i * per_row + k)))
                     .collect::<Result<_>>()?,
             })
+        })
+        .collect()
+}
+
+/// The visible block of each image in pixels.
+fn blocks(visible: &Visible, config: &Config) -> Vec<Block> {
+    let (stride, size) = (config.encoder.stride, config.image_size);
+    visible
+        .corners([size.height / stride, size.width / stride])
+        .into_iter()
+        .map(|corner| Block {
+            top: corner.row * stride,
+            left: corner.column * stride,
+            height: size.height / 2,
+            width: size.width / 2,
         })
         .collect()
 }

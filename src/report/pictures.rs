@@ -8,7 +8,6 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use crate::data::colour_statistics;
 use crate::error::{Error, Result};
-use crate::heat::Quadrant;
 
 const GREY: [u8; 3] = [214, 214, 214];
 
@@ -22,6 +21,23 @@ pub struct Pictures {
     pub neighbours: Vec<String>,
 }
 
+/// A rectangle of pixels.
+#[derive(Clone, Copy)]
+pub struct Block {
+    pub top: usize,
+    pub left: usize,
+    pub height: usize,
+    pub width: usize,
+}
+
+impl Block {
+    fn contains(self, pixel: usize, width: usize) -> bool {
+        let (y, x) = (pixel / width, pixel % width);
+        (self.top..self.top + self.height).contains(&y)
+            && (self.left..self.left + self.width).contains(&x)
+    }
+}
+
 /// A normalised image `[1, 3, H, W]`.
 pub fn image(image: Tensor<4>) -> Result<String> {
     let (rgb, [h, w]) = pixels(image);
@@ -29,10 +45,10 @@ pub fn image(image: Tensor<4>) -> Result<String> {
 }
 
 /// What the encoder saw; the rest grey.
-pub fn visible(image: Tensor<4>, quadrant: Quadrant) -> Result<String> {
+pub fn visible(image: Tensor<4>, block: Block) -> Result<String> {
     let (mut rgb, [h, w]) = pixels(image);
     for (i, pixel) in rgb.iter_mut().enumerate() {
-        if !inside(quadrant, i, [h, w]) {
+        if !block.contains(i, w) {
             *pixel = GREY;
         }
     }
@@ -40,11 +56,11 @@ pub fn visible(image: Tensor<4>, quadrant: Quadrant) -> Result<String> {
 }
 
 /// The prediction, with the visible quarter as it was.
-pub fn completed(original: Tensor<4>, predicted: Tensor<4>, quadrant: Quadrant) -> Result<String> {
+pub fn completed(original: Tensor<4>, predicted: Tensor<4>, block: Block) -> Result<String> {
     let (original, [h, w]) = pixels(original);
     let (mut rgb, _) = pixels(predicted);
     for (i, pixel) in rgb.iter_mut().enumerate() {
-        if inside(quadrant, i, [h, w]) {
+        if block.contains(i, w) {
             *pixel = original[i];
         }
     }
@@ -58,11 +74,6 @@ pub fn colours(positions: &[[f64; 3]], grid: [usize; 2]) -> Result<String> {
         .map(|position| position.map(|v| (255.0 * v).round() as u8))
         .collect();
     data_url(&rgb, grid)
-}
-
-fn inside(quadrant: Quadrant, pixel: usize, [h, w]: [usize; 2]) -> bool {
-    let (row, column) = quadrant.cell();
-    (pixel / w) / (h / 2) == row && (pixel % w) / (w / 2) == column
 }
 
 fn pixels(image: Tensor<4>) -> (Vec<[u8; 3]>, [usize; 2]) {

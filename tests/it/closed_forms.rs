@@ -5,7 +5,8 @@ use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use nalgebra::DMatrix;
 use qbheat::heat::{
-    Direction, Parametrisation, Propagator, Quadrant, Quarters, assemble, matrix_exponential,
+    Corner, Direction, Nearest, Parametrisation, Propagator, Quadrant, Quarters, assemble,
+    matrix_exponential,
 };
 use qbheat::nn::Init;
 
@@ -107,4 +108,62 @@ fn matrix_exponential_equals_nalgebras() {
         let error = difference(&found, &expected);
         assert!(error < 1e-5, "{size}×{size}, scale {scale}: {error:e}");
     }
+}
+
+/// From a block anywhere on a map of 4 rows and 6 columns, every position of a field `z(x, y)` that the propagator's
+/// steps leave exact.
+fn assert_blocks_predict_their_field(
+    p: &Propagator,
+    size: usize,
+    z: impl Fn(f32, f32) -> Vec<f32>,
+) {
+    let (rows, columns) = (4, 6);
+    let whole: Vec<f32> = (0..rows * columns)
+        .flat_map(|i| z((i % columns) as f32, (i / columns) as f32))
+        .collect();
+    for (row, column) in [(0, 0), (1, 2), (2, 3), (0, 1), (2, 0)] {
+        let visible: Vec<f32> = (row..row + rows / 2)
+            .flat_map(|y| (column..column + columns / 2).map(move |x| (x, y)))
+            .flat_map(|(x, y)| z(x as f32, y as f32))
+            .collect();
+        let block = [rows / 2, columns / 2];
+        let device = qbheat::device();
+        let visible = Tensor::<3>::from_data(
+            TensorData::new(visible, [1, block[0] * block[1], size]),
+            &device,
+        );
+        let nearest = Nearest::new(&[Corner { row, column }], block, &device);
+        let found = values(p.spread(nearest.gather(visible), &nearest, block));
+        let error = difference(&found, &whole);
+        assert!(error < 1e-5, "from ({row}, {column}): {error:e}");
+    }
+}
+
+#[test]
+fn exponential_steps_over_true_distances_predict_an_exponential_field_from_a_block_anywhere() {
+    let a = DMatrix::from_fn(3, 3, |i, j| 0.1 * ((3 * i + j) as f32).sin());
+    let b = &a * &a - &a * 0.5;
+    let z0 = DMatrix::from_column_slice(3, 1, &[1.0f32, -0.5, 2.0]);
+    // The matrices step over a whole block: 3 columns, 2 rows.
+    let mut matrices: Vec<f32> = (a.transpose() * 3.0).iter().copied().collect();
+    matrices.extend((b.transpose() * 2.0).iter());
+    let p = propagator(Parametrisation::Exponential, &matrices, 3);
+    assert_blocks_predict_their_field(&p, 3, |x, y| {
+        ((&a * x + &b * y).exp() * &z0).as_slice().to_vec()
+    });
+}
+
+#[test]
+fn linear_steps_over_true_distances_predict_a_linear_field_from_a_block_anywhere() {
+    // A maps e3 to e1, B maps e3 to 2·e1: all products are 0, so z(x, y) = (I + xA + yB) z(0, 0).
+    let field = |x: f32, y: f32| vec![1.0 + x * 3.0 + 2.0 * y * 3.0, -0.5, 3.0];
+    let a = [0f32, 0., 3., 0., 0., 0., 0., 0., 0.];
+    let b = [0f32, 0., 4., 0., 0., 0., 0., 0., 0.];
+    let signed = [a, b].concat();
+    let p = propagator(Parametrisation::Signed, &signed, 3);
+    assert_blocks_predict_their_field(&p, 3, field);
+    let opposite = |m: [f32; 9]| m.map(|v| -v);
+    let separate = [opposite(a), a, opposite(b), b].concat();
+    let p = propagator(Parametrisation::Separate, &separate, 3);
+    assert_blocks_predict_their_field(&p, 3, field);
 }

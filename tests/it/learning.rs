@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use qbheat::config::Config;
 use qbheat::data::{BUILTIN, DataConfig, Dataset, ImageSize, normalise, whole_view};
 use qbheat::error::Error;
-use qbheat::heat::{Quadrant, sort_by_quadrant, visible_quarters};
+use qbheat::heat::{Corner, Quadrant, Visible, sort_by_quadrant, visible_quarters};
 use qbheat::nn::StateDict;
 use qbheat::observe::Silent;
 use qbheat::pretrain::qb_heat;
@@ -74,7 +74,9 @@ fn each_small_encoder_overfits_one_batch_of_real_images_to_a_loss_below_a_quarte
             state(encoder, &device),
             &rate(150),
             || Ok(images.clone()),
-            |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+            |model: &qbheat::heat::QbHeat, images| {
+                model.loss(images, &Visible::Quadrants(quadrants()))
+            },
             give_up,
             |_, report| {
                 last = report.loss;
@@ -135,7 +137,7 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
                 images.clone()
             })
         },
-        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
         give_up,
         |state, report| {
             updates += 1;
@@ -173,7 +175,7 @@ fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_
                 images.clone()
             })
         },
-        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
         |_, bad| {
             assert_eq!(bad.step, 3);
             Ok(())
@@ -196,4 +198,60 @@ fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_
             .all(|v| v.is_finite())
     };
     assert!(kept.iter().all(finite));
+}
+
+#[test]
+fn nothing_outside_a_block_anywhere_reaches_the_prediction() {
+    let device = qbheat::device();
+    let images = real_images(&device);
+    let corners: Vec<Corner> = (0..BATCH)
+        .map(|i| Corner {
+            row: i % 5,
+            column: (i / 3) % 5,
+        })
+        .collect();
+    let mut plain = config(ENCODERS[0]);
+    plain.qb_heat.normalise_patches = false;
+    let model = qb_heat(&plain, &device).unwrap().valid();
+    let visible = Visible::Blocks(corners.clone());
+    let predicted =
+        |images: &Tensor<4>| values(model.reconstruct(images.clone(), &visible).predicted);
+    let before = predicted(&images);
+    let mut pixels = values(images);
+    for (i, value) in pixels.iter_mut().enumerate() {
+        let (image, y, x) = (i / 3072, i / 32 % 32, i % 32);
+        let (top, left) = (4 * corners[image].row, 4 * corners[image].column);
+        if !(top..top + 16).contains(&y) || !(left..left + 16).contains(&x) {
+            *value = f32::NAN;
+        }
+    }
+    let masked = Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
+    assert!(predicted(&masked) == before);
+}
+
+#[test]
+fn blocks_anywhere_are_learnt_from_as_corners_are() {
+    let device = qbheat::device().autodiff();
+    let images = real_images(&device);
+    let corners = (0..BATCH)
+        .map(|i| Corner {
+            row: i % 5,
+            column: (i / 3) % 5,
+        })
+        .collect();
+    let visible = Visible::Blocks(corners);
+    let mut losses = Vec::new();
+    train(
+        state(ENCODERS[0], &device),
+        &rate(40),
+        || Ok(images.clone()),
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &visible),
+        give_up,
+        |_, report| {
+            losses.push(report.loss);
+            Ok(Stop::No)
+        },
+    )
+    .unwrap();
+    assert!(losses[39] < 0.75, "from {} to {}", losses[0], losses[39]);
 }

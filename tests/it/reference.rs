@@ -8,7 +8,8 @@ use qbheat::encoder::{
     MobileToFormer, Residual, Row, Table,
 };
 use qbheat::heat::{
-    Parametrisation, Propagator, Quadrant, normalise_patches, patches, weighted_mean_squared_error,
+    Parametrisation, Propagator, Quadrant, Visible, normalise_patches, patches,
+    weighted_mean_squared_error,
 };
 use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock};
 use qbheat::pretrain::qb_heat;
@@ -344,7 +345,7 @@ fn masked_loss_equals_pytorch() {
 fn whole_model_has_the_loss_of_the_pytorch_model() {
     use Quadrant::*;
     let fixtures = fixtures();
-    let quadrants = [
+    let visible = Visible::Quadrants(vec![
         TopRight,
         BottomRight,
         TopLeft,
@@ -353,7 +354,7 @@ fn whole_model_has_the_loss_of_the_pytorch_model() {
         TopLeft,
         BottomRight,
         BottomLeft,
-    ];
+    ]);
     for kind in ["signed", "norm-linear"] {
         let settings = [
             ("image_size".to_owned(), "32".to_owned()),
@@ -362,7 +363,7 @@ fn whole_model_has_the_loss_of_the_pytorch_model() {
         let config = Config::load(None, &settings).unwrap();
         let model = fill(qb_heat(&config, &qbheat::device().autodiff()).unwrap());
         let images: Tensor<4> = tensor(&wave(&[8, 3, 32, 32], 0.5, 1.0));
-        let loss = values(model.loss(images, &quadrants));
+        let loss = values(model.loss(images, &visible));
         assert_close(&fixtures, &format!("model-{kind}/output"), &loss, FORWARD);
     }
 }
