@@ -8,7 +8,7 @@ use qbheat::config::Config;
 use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
-use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data};
+use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data, reestimate_batch_norm};
 use qbheat::train::{CONFIG_FILE, RunFolder};
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
 use serde_json::json;
@@ -41,6 +41,9 @@ pub struct Probe {
     /// Channels of the images that an untrained encoder is built for: 3, or 1 for grey [default: 3].
     #[arg(long, value_parser = PossibleValuesParser::new(["1", "3"]).try_map(|text| text.parse::<usize>()))]
     channels: Option<usize>,
+    /// Take batch-norm statistics from whole training images first; those of pre-training come from quarters.
+    #[arg(long)]
+    reestimate_bn: bool,
     /// Train the probe on at most this many images, the same share of each class.
     #[arg(long)]
     limit: Option<usize>,
@@ -125,12 +128,21 @@ impl Probe {
         if let Some(limit) = self.limit {
             data.train = data.train.limit(limit, seed);
         }
-        let results = probe(&weights.encoder, &data, &self.protocol, &config, progress)?;
+        let encoder = if self.reestimate_bn {
+            reestimate_batch_norm(&weights.encoder, &data.train, &config, progress)?
+        } else {
+            weights.encoder.clone()
+        };
+        let mut name = label(&weights);
+        if self.reestimate_bn {
+            name += ", re-estimated batch norm";
+        }
+        let results = probe(&encoder, &data, &self.protocol, &config, progress)?;
         let run = into.or_else(|| weights.run.clone());
         let mut records = Vec::new();
         for result in results {
             let record = ProbeRecord {
-                weights: label(&weights),
+                weights: name.clone(),
                 data: self.data.display().to_string(),
                 val: self.val.as_ref().map(|path| path.display().to_string()),
                 seed,

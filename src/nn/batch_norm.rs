@@ -74,6 +74,18 @@ impl BatchNorm {
     }
 }
 
+/// `module` with all its batch normalisations using the statistics of each batch, and updating the running ones, or
+/// using the running ones only; whether gradients are recorded does not matter to it.
+pub fn use_batch_statistics<M: Module>(module: M, used: bool) -> M {
+    struct Mode(bool);
+    impl ModuleMapper for Mode {
+        fn map_flag(&mut self, _flag: Param<Flag>) -> Param<Flag> {
+            Param::from_bool(self.0)
+        }
+    }
+    module.map(&mut Mode(used))
+}
+
 /// The running statistics of all batch normalisations in a module, as they were.
 pub struct RunningStatistics(Vec<Tensor<1>>);
 

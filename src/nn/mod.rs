@@ -11,7 +11,7 @@ mod state;
 mod transformer;
 
 pub use attention::attend;
-pub use batch_norm::{BatchNorm, RunningStatistics};
+pub use batch_norm::{BatchNorm, RunningStatistics, use_batch_statistics};
 pub use convolution::{ConvNorm, Convolution};
 pub use cost::multiply_adds;
 pub use init::{Fan, Init};

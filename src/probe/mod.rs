@@ -5,6 +5,7 @@ mod finetune;
 mod knn;
 mod linear;
 mod record;
+mod reestimate;
 mod statistics;
 mod tran1;
 
@@ -21,6 +22,7 @@ pub use finetune::finetune;
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
 pub use record::{ProbeRecord, probe_data};
+pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};
 pub use tran1::tran1_scores;
 

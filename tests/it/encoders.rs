@@ -4,9 +4,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use qbheat::data::ImageSize;
 use qbheat::encoder::{self, Build, Encoder, EncoderSpec};
-use qbheat::nn::{Init, StateDict};
+use qbheat::nn::{Init, StateDict, use_batch_statistics};
 
-use crate::support::{difference, evaluation, gradients, json, qbheat, tensor, values, wave};
+use crate::support::{difference, gradients, json, qbheat, tensor, values, wave};
 
 fn build(spec: &EncoderSpec, stride: usize) -> Encoder {
     let build = Build { stride, inputs: 3 };
@@ -186,7 +186,7 @@ fn grey_images_are_taken_by_encoders_built_for_them() {
 #[test]
 fn only_the_first_token_has_a_place_of_its_own() {
     let spec = encoder::find("mf-tiny").unwrap();
-    let encoder = evaluation(build(spec, 8));
+    let encoder = use_batch_statistics(build(spec, 8), false);
     let map = |rows: [usize; 4]| {
         let mut state = StateDict::of(&encoder);
         // Fresh linear layers are so small that gates and dynamic ReLUs hardly hear the tokens.
@@ -236,4 +236,56 @@ fn the_list_of_encoders_names_all_of_them() {
         qbheat(&["encoders", "--stride", "5"]).status.code(),
         Some(2)
     );
+}
+
+#[test]
+fn reestimated_statistics_are_those_of_the_batches() {
+    use qbheat::data::{BUILTIN, DataConfig, Dataset};
+    use qbheat::observe::Silent;
+    use qbheat::probe::{Part, ProbeConfig, reestimate_batch_norm, whole_images};
+
+    let data = DataConfig {
+        path: BUILTIN.into(),
+        ..DataConfig::default()
+    };
+    let dataset = Dataset::open(&data, 0, &Silent).unwrap();
+    let size = ImageSize::square(32);
+    let config = ProbeConfig {
+        image_size: size,
+        stride: 4,
+        seed: 0,
+        epochs: 0,
+        memory_mib: 0,
+    };
+    // All batches are the same 16 images, so the statistics of the first layer are known.
+    let part = Part {
+        dataset: &dataset,
+        indices: dataset.train[..16].to_vec(),
+        labels: vec![0; 16],
+    };
+    let encoder = build(encoder::find("mf-tiny").unwrap(), 4);
+    let found = StateDict::of(&reestimate_batch_norm(&encoder, &part, &config, &Silent).unwrap());
+    let images = whole_images(&dataset, &part.indices, size).unwrap();
+    let kernel = StateDict::of(&encoder).0["stem.conv.weight"].clone();
+    let stem = burn::tensor::module::conv2d(
+        images,
+        kernel.tensor::<4>(&qbheat::device()).unwrap(),
+        None,
+        burn::tensor::ops::ConvOptions::new([1, 1], [1, 1], [1, 1], 1),
+    );
+    let [n, c, h, w] = stem.dims();
+    let stem = values(stem);
+    for channel in 0..c {
+        let of_channel = (0..n).flat_map(|i| {
+            let start = (i * c + channel) * h * w;
+            stem[start..start + h * w].iter().map(|&v| f64::from(v))
+        });
+        let count = (n * h * w) as f64;
+        let mean = of_channel.clone().sum::<f64>() / count;
+        let variance = of_channel.map(|v| (v - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        let statistic = |name: &str| f64::from(found.0[name].values[channel]);
+        assert!((statistic("stem.bn.running_mean") - mean).abs() < 1e-3);
+        assert!((statistic("stem.bn.running_var") / variance - 1.0).abs() < 1e-3);
+    }
+    assert_eq!(found.0["tokens"], StateDict::of(&encoder).0["tokens"]);
 }

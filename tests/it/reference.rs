@@ -11,12 +11,12 @@ use qbheat::heat::{
     Parametrisation, Propagator, Quadrant, Visible, normalise_patches, patches,
     weighted_mean_squared_error,
 };
-use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock};
+use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics};
 use qbheat::pretrain::qb_heat;
 use qbheat::probe::{Matrix, fit_logistic};
 use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
-use crate::support::{difference, evaluation, gradients, read_tensors, tensor, values, wave};
+use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
 
 const FORWARD: f32 = 1e-4;
 const BACKWARD: f32 = 1e-3;
@@ -243,7 +243,7 @@ fn a_mobile_former_equals_pytorch_on_whole_images_and_quarters_in_both_modes() {
             let case = format!("{name}/{pass}");
             let network = match pass {
                 "train" => mini(groups),
-                _ => evaluation(mini(groups)),
+                _ => use_batch_statistics(mini(groups), false),
             };
             let x = x.clone().detach().require_grad();
             let (map, tokens) = network.forward_with_tokens(x.clone());

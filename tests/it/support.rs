@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use qbheat::nn::{Named, StateDict};
 use serde_json::Value;
@@ -70,17 +70,6 @@ pub fn tensor<const D: usize>(named: &Named) -> Tensor<D> {
 /// Its entries.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
-}
-
-/// The module in evaluation mode, but still on the device that records gradients.
-pub fn evaluation<M: Module>(module: M) -> M {
-    struct Evaluation;
-    impl ModuleMapper for Evaluation {
-        fn map_flag(&mut self, _flag: Param<Flag>) -> Param<Flag> {
-            Param::from_bool(false)
-        }
-    }
-    module.map(&mut Evaluation)
 }
 
 /// Gradients of all parameters by path.
