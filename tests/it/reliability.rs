@@ -94,16 +94,29 @@ fn assert_same(run: &Path, reference: &Path) {
 
 #[test]
 fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
+    kill_and_compare(12);
+}
+
+/// The long form: `cargo test --release -- --ignored --nocapture survives_200_kills`
+#[test]
+#[ignore = "takes minutes"]
+fn training_survives_200_kills() {
+    kill_and_compare(200);
+}
+
+/// Kills runs of both kinds of encoder until `enough` kills have met a living process, and lets each come to its end.
+fn kill_and_compare(enough: usize) {
     let setup = Setup::new();
     let encoders = ["mobilenet-tiny", "mf-tiny"];
     let references = encoders.map(|encoder| setup.uninterrupted(encoder, &["--encoder", encoder]));
-    let mut all_kills = 0;
-    for seed in 0..6 {
-        let name = format!("killed-{seed}");
+    let (mut kills, mut runs) = (0, 0);
+    while kills < enough || runs < 6 {
+        let name = format!("killed-{runs}");
         let run = setup.run(&name);
-        let mut random = stream(seed, Purpose::Sample, 0, 0);
-        let kind = seed as usize % 2;
+        let mut random = stream(runs, Purpose::Sample, 0, 0);
+        let kind = runs as usize % 2;
         let mut arguments = setup.pretrain(&name, &["--encoder", encoders[kind]]);
+        let mut kills_of_run = 0;
         loop {
             let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
                 .stdout(Stdio::null())
@@ -128,19 +141,77 @@ fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
                 assert!(status.success());
                 break;
             }
-            all_kills += 1;
-            assert!(all_kills < 200, "no progress");
+            kills_of_run += 1;
+            assert!(kills_of_run < 100, "no progress");
             // Killed before it had a configuration, a run has not begun.
             if run.join("config.toml").exists() {
                 arguments = vec!["resume".into(), run.to_str().unwrap().into()];
             }
         }
         assert_same(&run, &references[kind]);
+        fs::remove_dir_all(&run).unwrap();
+        kills += kills_of_run;
+        runs += 1;
     }
-    assert!(
-        all_kills >= 12,
-        "only {all_kills} kills met a living process"
+    println!("{kills} kills over {runs} runs: all losses and final weights equal");
+}
+
+/// The long form of a run's life: `cargo test --release -- --ignored --nocapture flat_over_200_epochs`
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes minutes"]
+fn memory_file_handles_and_speed_stay_flat_over_200_epochs() {
+    let setup = Setup::new();
+    let more = ["--set", "optim.epochs=200", "--set", "run.watch_every=5"];
+    let arguments = setup.pretrain("soak", &more);
+    let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = setup.run("soak");
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    let memory_kib = || -> u64 {
+        let status = fs::read_to_string(process.join("status")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let handles = || fs::read_dir(process.join("fd")).unwrap().count();
+    let mut seen = Vec::new();
+    for epoch in [50, 100, 150, 195] {
+        wait_for_steps(&run, 4 * epoch, &mut child);
+        seen.push((memory_kib(), handles()));
+    }
+    assert!(child.wait().unwrap().success());
+    let mut times: Vec<f64> = fs::read_to_string(run.join("events.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|event| event["kind"] == "step")
+        .map(|event| {
+            ["forward", "backward", "optimizer"]
+                .map(|part| event["ms"][part].as_f64().unwrap())
+                .iter()
+                .sum()
+        })
+        .collect();
+    let late = median(&mut times.split_off(600));
+    let early = median(&mut times[100..400]);
+    println!(
+        "resident KiB and file handles after 50, 100, 150, 195 epochs: {seen:?}; median step {early:.1} ms early, {late:.1} ms late"
     );
+    assert!(seen[3].0 as f64 <= 1.1 * seen[0].0 as f64, "{seen:?}");
+    assert_eq!(seen[3].1, seen[0].1);
+    assert!(late <= 1.5 * early, "{early} {late}");
+}
+
+#[cfg(target_os = "linux")]
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 #[cfg(unix)]
