@@ -245,7 +245,8 @@ fn explain(error: ImageError) -> String {
             ),
             _ => unsupported.to_string(),
         },
-        other => other.to_string(),
+        // Some of these end in a line break.
+        other => other.to_string().trim_end().to_owned(),
     }
 }
 
