@@ -44,9 +44,13 @@ fn files_that_are_no_whole_image_are_passed_over_with_the_reason() {
         let bytes = fixture(name);
         write(&format!("cut-{name}"), &bytes[..bytes.len() - 30]);
     }
+    // 13,300 by 13,300 pixels in 749 bytes.
+    let claim = claim_in_jpeg("baseline.jpg", 0xc0, 13_300);
+    write("too-large-for-its-bytes.jpg", &claim);
     write("good.png", &fixture("rgb.png"));
     let mut expected = BTreeMap::from([
         ("zero.jpg", "the file is empty"),
+        ("too-large-for-its-bytes.jpg", TRUNCATED),
         (
             "text.jpg",
             "its content is none of JPEG, PNG, WebP, BMP, GIF, TIFF, PNM",
@@ -67,6 +71,19 @@ fn files_that_are_no_whole_image_are_passed_over_with_the_reason() {
         );
     }
     assert!(expected.is_empty(), "{expected:?}");
+}
+
+#[test]
+fn kinds_of_image_that_are_not_read_say_what_to_do() {
+    let found = unreadable(&fixtures().join("../refused"));
+    assert_eq!(found.len(), 4, "{found:?}");
+    for reason in found.values() {
+        assert!(reason.contains("Tiff"), "{reason}");
+        assert!(
+            reason.ends_with("convert it to 8- or 16-bit grey or RGB"),
+            "{reason}"
+        );
+    }
 }
 
 #[cfg(unix)]
@@ -121,6 +138,16 @@ fn what_only_looks_like_a_file_is_passed_over_and_odd_names_are_read() {
     }
 }
 
+/// A JPEG whose frame, which begins with this marker, says that it is a square of this side.
+fn claim_in_jpeg(name: &str, marker: u8, side: u16) -> Vec<u8> {
+    let mut bytes = fs::read(fixtures().join(name)).unwrap();
+    let frame = bytes.windows(2).position(|w| w == [0xff, marker]).unwrap();
+    for at in [frame + 5, frame + 7] {
+        bytes[at..at + 2].copy_from_slice(&side.to_be_bytes());
+    }
+    bytes
+}
+
 /// Files of a few bytes whose headers claim gigapixels.
 fn huge() -> Vec<(&'static str, Vec<u8>)> {
     let fixture = |name: &str| fs::read(fixtures().join(name)).unwrap();
@@ -128,31 +155,19 @@ fn huge() -> Vec<(&'static str, Vec<u8>)> {
     png[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
     let sum = crc32(&png[12..29]);
     png[29..33].copy_from_slice(&sum.to_be_bytes());
-    let jpeg = |name: &str, marker: u8, sides: [u8; 4]| {
-        let mut bytes = fixture(name);
-        let frame = bytes.windows(2).position(|w| w == [0xff, marker]).unwrap();
-        bytes[frame + 5..frame + 9].copy_from_slice(&sides);
-        bytes
-    };
     let mut bmp = fixture("rgb.bmp");
     bmp[18..26].copy_from_slice(&[0x60, 0xea, 0, 0, 0x60, 0xea, 0, 0]);
     let mut gif = fixture("still.gif");
     gif[6..10].copy_from_slice(&[0x60, 0xea, 0x60, 0xea]);
     vec![
         ("huge.png", png),
-        (
-            "huge.jpg",
-            jpeg("baseline.jpg", 0xc0, [0xea, 0x60, 0xea, 0x60]),
-        ),
+        ("huge.jpg", claim_in_jpeg("baseline.jpg", 0xc0, 60_000)),
         (
             "huge-progressive.jpg",
-            jpeg("progressive.jpg", 0xc2, [0xea, 0x60, 0xea, 0x60]),
+            claim_in_jpeg("progressive.jpg", 0xc2, 60_000),
         ),
-        // Within the limit for sides and not within that for memory: 19,000 by 19,000.
-        (
-            "large.jpg",
-            jpeg("baseline.jpg", 0xc0, [0x4a, 0x38, 0x4a, 0x38]),
-        ),
+        // Within the limit for sides and not within that for memory.
+        ("large.jpg", claim_in_jpeg("baseline.jpg", 0xc0, 19_000)),
         ("huge.bmp", bmp),
         ("huge.gif", gif),
         ("huge.ppm", b"P6 60000 60000 255\n12345".to_vec()),

@@ -50,7 +50,7 @@ pub fn write_images(folder: &Path, classes: &[&str], each: usize, side: u32) {
     }
 }
 
-/// The folder that `tools/make_images.py` fills.
+/// Images of every kind, made by `tools/make_images.py`.
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
 }
