@@ -299,17 +299,16 @@ impl Images {
     }
 }
 
-/// Most headers lie in so many bytes.
-const HEADER_BYTES: u64 = 64 << 10;
-
+/// Reads no more of a file than its header needs.
 fn header(source: &Source, entry: &Entry) -> Result<Header, String> {
-    let start = source.read_start(entry, HEADER_BYTES)?;
-    decode::header(&start).or_else(|reason| {
-        if entry.bytes <= HEADER_BYTES {
-            return Err(reason);
+    // Where metadata stand before the header, a longer piece is tried, and the whole file in the end.
+    let mut limit = 4 << 10;
+    loop {
+        match decode::header(&source.read_start(entry, limit)?) {
+            Err(_) if limit < entry.bytes => limit *= 16,
+            read => return read,
         }
-        decode::header(&source.read(entry)?)
-    })
+    }
 }
 
 /// Runs `work` over every entry, on all cores.

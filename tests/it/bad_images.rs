@@ -159,8 +159,21 @@ fn huge() -> Vec<(&'static str, Vec<u8>)> {
     bmp[18..26].copy_from_slice(&[0x60, 0xea, 0, 0, 0x60, 0xea, 0, 0]);
     let mut gif = fixture("still.gif");
     gif[6..10].copy_from_slice(&[0x60, 0xea, 0x60, 0xea]);
+    let mut tiff = fixture("grey-16.tif");
+    let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
+    // Of its entries, of 12 bytes each, these are width, height and rows in a strip.
+    for entry in [0, 1, 7] {
+        let at = directory + 2 + 12 * entry + 8;
+        tiff[at..at + 4].copy_from_slice(&60_000_u32.to_le_bytes());
+    }
+    // Width and height less one, of 14 bits each: 16,383 by 16,383.
+    let mut webp = fixture("lossless.webp");
+    assert_eq!(webp[12..16], *b"VP8L");
+    webp[21..25].copy_from_slice(&0x0fff_bffe_u32.to_le_bytes());
     vec![
         ("huge.png", png),
+        ("huge.tif", tiff),
+        ("huge.webp", webp),
         ("huge.jpg", claim_in_jpeg("baseline.jpg", 0xc0, 60_000)),
         (
             "huge-progressive.jpg",

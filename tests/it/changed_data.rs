@@ -92,6 +92,19 @@ fn what_was_added_is_gone_or_has_another_size_is_named_and_refused_until_accepte
 }
 
 #[test]
+fn a_checkpoint_names_the_images_by_the_hash_of_their_index() {
+    let setup = Setup::new();
+    let index = fs::read_to_string(setup.at("run/index.jsonl")).unwrap();
+    let (_, records) = index.split_once('\n').unwrap();
+    assert_eq!(records.lines().count(), 18);
+    assert!(records.starts_with("[\"a/000.png\","), "{records}");
+    let manifest = fs::read(setup.at("run/checkpoints/step-000000004/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let hash = blake3::hash(records.as_bytes()).to_hex().to_string();
+    assert_eq!(manifest["position"]["data"], hash);
+}
+
+#[test]
 fn an_index_that_is_damaged_is_refused_and_a_missing_one_made_anew() {
     let setup = Setup::new();
     let path = setup.at("run/index.jsonl");

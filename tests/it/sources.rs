@@ -100,6 +100,10 @@ fn shards_are_one_data_set_whose_labels_stand_beside_the_images() {
     assert_eq!(dataset.classes, ["9", "10"], "numbers keep their order");
     let labels: Vec<_> = (0..5).map(|i| dataset.images.label(i)).collect();
     assert_eq!(labels, [Some(1), Some(0), Some(1), Some(0), None]);
+    assert_eq!(
+        dataset.summary.others, 0,
+        "labels are used, not passed over"
+    );
 
     let missing = open(&home.path().join("s-{000..003}.tar")).err().unwrap();
     assert!(missing.to_string().contains("s-003.tar"), "{missing}");
