@@ -262,12 +262,17 @@ impl Images {
     }
 
     /// An image, and those that were asked for before it and could not be read any more: then the next readable one of
-    /// the same class and the same part of the split stands in.
+    /// the same class and part of the split stands in, or of the same part where the class has none left.
     pub fn picture(&self, index: usize) -> Result<(Cow<'_, Picture>, Vec<BadImage>)> {
-        let alike = |&other: &usize| {
-            self.roles[other] == self.roles[index] && self.labels[other] == self.labels[index]
+        let following = || {
+            let all = (index..self.len()).chain(0..index);
+            all.filter(|&other| self.roles[other] == self.roles[index])
         };
-        let following = (index..self.len()).chain(0..index).filter(alike);
+        let same_class = |&other: &usize| self.labels[other] == self.labels[index];
+        let other_class = |other: &usize| !same_class(other);
+        let following = following()
+            .filter(same_class)
+            .chain(following().filter(other_class));
         let mut passed_over = Vec::new();
         for candidate in following.take(MAX_REPLACEMENTS) {
             match self.read(candidate) {

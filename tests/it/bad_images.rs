@@ -306,13 +306,13 @@ fn an_image_that_becomes_unreadable_leaves_order_and_pixels_of_all_others_as_the
 }
 
 #[test]
-fn another_image_of_the_same_class_and_part_stands_in() {
+fn another_image_of_the_same_class_stands_in_and_never_one_of_the_other_part() {
     let home = tempfile::tempdir().unwrap();
     for part in ["train", "val"] {
         write_images(&home.path().join(part), &["a", "b"], 2, 16);
     }
     let dataset = Dataset::open(&config(home.path(), 1), 0, &Silent).unwrap();
-    // The last of class a to train on: the next by number is of class b, the one after its class's end held out.
+    // The last of class a to train on; the next by number is of class b.
     let name = "train/a/001.png";
     let index = (0..8).find(|&i| dataset.images.name(i) == name).unwrap();
     let (stand_in, _) = dataset.images.picture(index - 1).unwrap();
@@ -320,12 +320,19 @@ fn another_image_of_the_same_class_and_part_stands_in() {
     let (picture, bad) = dataset.images.picture(index).unwrap();
     assert_eq!(picture, stand_in);
     assert_eq!((bad.len(), bad[0].name.as_str()), (1, name));
+    let first_of_b = (0..8).find(|&i| dataset.images.name(i) == "train/b/000.png");
+    let (other_class, _) = dataset.images.picture(first_of_b.unwrap()).unwrap();
     fs::write(home.path().join("train/a/000.png"), "broken").unwrap();
+    let (picture, bad) = dataset.images.picture(index).unwrap();
+    assert_eq!((picture, bad.len()), (other_class, 2));
+    for bad in ["train/b/000.png", "train/b/001.png"] {
+        fs::write(home.path().join(bad), "broken").unwrap();
+    }
     let error = dataset.images.picture(index).unwrap_err();
     assert!(matches!(error, Error::Data { .. }));
     let text = error.to_string();
     assert!(
-        text.contains("2 images in a row") && text.contains(name),
+        text.contains("4 images in a row") && text.contains(name),
         "{text}"
     );
 }
