@@ -314,7 +314,7 @@ mod tests {
         let corpus: Vec<Vec<u8>> = paths.iter().map(|p| std::fs::read(p).unwrap()).collect();
         assert!(corpus.len() > 50);
         let target = Target::of(&DataConfig::default());
-        fuzz::survives(&corpus, 2_000, |bytes| {
+        fuzz::survives(&corpus, 20_000, |bytes| {
             let header = header(bytes);
             if let Ok((decoded, picture)) = decode(bytes, &target) {
                 assert_eq!(header, Ok(decoded));
