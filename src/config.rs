@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::data::DataConfig;
+use crate::data::{DataConfig, ImageSize};
 use crate::encoder;
 use crate::error::{Error, Result, nearest};
 use crate::heat::{Parametrisation, QbHeatConfig};
 use crate::train::{OptimConfig, RunConfig, Schedule};
+use crate::weights::ImageForm;
 
 /// Everything a pre-training run depends on; stored complete as `config.toml` in the run folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,8 +20,8 @@ pub struct Config {
     pub seed: u64,
     /// Threads of the training step; 0 takes all cores.
     pub threads: usize,
-    /// Side in pixels of the square images the network sees.
-    pub image_size: usize,
+    /// Size in pixels of the images the network sees: a side, or `[height, width]`.
+    pub image_size: ImageSize,
     /// The pre-training method.
     pub method: Method,
     /// Where images come from and how they are prepared.
@@ -56,7 +57,7 @@ impl Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EncoderConfig {
-    /// A name from [`encoder::ENCODERS`].
+    /// A name from [`encoder::all`].
     pub name: String,
     /// Image pixels per position of the feature map; 0 chooses the one that gives an 8×8 map.
     pub stride: usize,
@@ -67,7 +68,7 @@ pub struct EncoderConfig {
 impl Default for EncoderConfig {
     fn default() -> Self {
         Self {
-            name: encoder::ENCODERS[0].name.to_owned(),
+            name: "mobilenet-tiny".to_owned(),
             stride: 0,
             init: PathBuf::new(),
         }
@@ -79,7 +80,7 @@ impl Default for Config {
         Self {
             seed: 0,
             threads: 0,
-            image_size: 64,
+            image_size: ImageSize::square(64),
             method: Method::QbHeat,
             data: DataConfig::default(),
             encoder: EncoderConfig::default(),
@@ -122,6 +123,14 @@ impl Config {
         Ok(config)
     }
 
+    /// The images that the network sees.
+    pub fn images(&self) -> ImageForm {
+        ImageForm {
+            size: self.image_size,
+            channels: self.data.channels,
+        }
+    }
+
     /// As text, complete.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration is valid TOML")
@@ -138,18 +147,23 @@ impl Config {
         }
         let encoder = encoder::find(&self.encoder.name)?;
         if self.encoder.stride == 0 {
-            self.encoder.stride = encoder.default_stride(self.image_size);
+            self.encoder.stride = encoder.default_stride(self.image_size.shorter());
         }
         encoder.check_stride(self.encoder.stride)?;
         let cell = 2 * self.encoder.stride;
+        let ImageSize { height, width } = self.image_size;
+        let fitting = |side: usize| (side.div_ceil(cell) * cell).max(cell);
         require(
-            self.image_size > 0 && self.image_size.is_multiple_of(cell),
+            fitting(height) == height && fitting(width) == width,
             "image_size",
             self.image_size,
             &format!(
                 "a multiple of twice the stride (2·{} = {cell}), {} say",
                 self.encoder.stride,
-                (self.image_size.div_ceil(cell) * cell).max(cell)
+                ImageSize {
+                    height: fitting(height),
+                    width: fitting(width)
+                }
             ),
         )?;
         let decoder = &self.qb_heat.decoder;
@@ -269,6 +283,16 @@ fn parse_value(text: &str) -> Value {
 }
 
 fn convert(key: &str, old: &Value, new: Value) -> Result<Value> {
+    if key == "image_size" {
+        return match ImageSize::deserialize(new.clone()) {
+            Ok(_) => Ok(new),
+            Err(_) => Err(Error::Value {
+                key: key.to_owned(),
+                value: new.to_string(),
+                expected: "a whole number of pixels, or [height, width]".into(),
+            }),
+        };
+    }
     match (old, new) {
         (Value::Float(_), Value::Integer(number)) => Ok(Value::Float(number as f64)),
         (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
@@ -394,6 +418,9 @@ mod tests {
             ("optim.epochs=-1", "whole number"),
             ("optim.batch_size=0", "at least"),
             ("image_size=60", "twice the stride"),
+            ("image_size=[64, 90]", "64x96 say"),
+            ("image_size=-64", "whole number of pixels"),
+            ("image_size=64x", "whole number of pixels"),
             ("encoder.stride=16", "strides of mobilenet-tiny"),
             ("optim.betas=0.9", "list of 2"),
             ("qb_heat.normalise_patches=1", "true or false"),

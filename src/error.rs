@@ -57,6 +57,8 @@ pub enum Error {
     },
     #[error("{}: this run exists already; go on with `qbheat resume {}`, or choose another --out", path.display(), path.display())]
     RunExists { path: PathBuf },
+    #[error("{}: another process is at work on this run; wait for it or stop it", path.display())]
+    RunBusy { path: PathBuf },
     #[error("{}: the folder is not empty and is no run; choose another --out", path.display())]
     NotEmpty { path: PathBuf },
     #[error("{}: no checkpoint verifies; start again with `qbheat pretrain`{problems}", path.display())]

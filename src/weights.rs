@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, EncoderConfig};
-use crate::data::{MEAN, STD};
-use crate::encoder::{self, Encoder};
+use crate::data::{ImageSize, colour_statistics};
+use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result, nearest};
 use crate::nn::{Init, StateDict};
 use crate::train::{ENCODER_FILE, RunFolder, write_durably};
@@ -31,18 +31,37 @@ pub struct Metadata {
     pub stride: usize,
     /// Channels of the feature map.
     pub channels: usize,
-    /// Side of the images it was trained with.
-    pub image_size: usize,
-    /// Mean of each colour, to be subtracted from values between 0 and 1.
-    pub mean: [f32; 3],
-    /// Deviation of each colour, to divide by.
-    pub std: [f32; 3],
+    /// Size of the images it was trained with: a side, or `[height, width]`.
+    pub image_size: ImageSize,
+    /// Mean of each channel of the image, to be subtracted from values between 0 and 1.
+    pub mean: Vec<f32>,
+    /// Deviation of each channel, to divide by.
+    pub std: Vec<f32>,
     /// Pre-training method.
     pub method: String,
     /// Epochs it was trained for.
     pub epochs: usize,
     /// Seed of the run.
     pub seed: u64,
+}
+
+/// Size and channels of the images that a network is given.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageForm {
+    /// Height and width.
+    pub size: ImageSize,
+    /// 1 or 3.
+    pub channels: usize,
+}
+
+impl Metadata {
+    /// The images that the encoder takes, of the size it was trained with.
+    pub fn images(&self) -> ImageForm {
+        ImageForm {
+            size: self.image_size,
+            channels: self.mean.len(),
+        }
+    }
 }
 
 /// An encoder and what is known of it.
@@ -59,10 +78,11 @@ pub struct Weights {
 
 impl Weights {
     /// From a run folder, an `encoder.safetensors`, `untrained:ENCODER` or [`SHIPPED`]. Untrained weights follow from
-    /// `seed`, for images of `image_size`.
-    pub fn open(name: &str, seed: u64, image_size: usize) -> Result<Self> {
+    /// `seed`, for images as `images` has them.
+    pub fn open(name: &str, seed: u64, images: ImageForm) -> Result<Self> {
         if let Some(encoder) = name.strip_prefix(UNTRAINED) {
-            return Self::untrained(encoder, seed, image_size, 0);
+            let stride = encoder::find(encoder)?.default_stride(images.size.shorter());
+            return Self::untrained(encoder, seed, images, stride);
         }
         if name == SHIPPED {
             return Self::from_bytes(SHIPPED_FILE, Path::new(name));
@@ -94,25 +114,23 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Fresh weights; stride 0 chooses the one that fits the image.
-    pub fn untrained(name: &str, seed: u64, image_size: usize, stride: usize) -> Result<Self> {
-        let spec = encoder::find(name)?;
-        let stride = if stride == 0 {
-            spec.default_stride(image_size)
-        } else {
-            stride
-        };
+    fn untrained(name: &str, seed: u64, images: ImageForm, stride: usize) -> Result<Self> {
         let device = crate::device().autodiff();
-        let encoder = spec.build(stride, &mut Init::new(seed, &device))?;
+        let build = Build {
+            stride,
+            inputs: images.channels,
+        };
+        let encoder = encoder::find(name)?.build(build, &mut Init::new(seed, &device))?;
+        let (mean, std) = colour_statistics(images.channels);
         Ok(Self {
             metadata: Metadata {
                 format: FORMAT,
                 encoder: name.to_owned(),
                 stride,
                 channels: encoder.channels(),
-                image_size,
-                mean: MEAN,
-                std: STD,
+                image_size: images.size,
+                mean,
+                std,
                 method: "none".into(),
                 epochs: 0,
                 seed,
@@ -138,6 +156,11 @@ impl Weights {
         })?;
         let metadata: Metadata = serde_json::from_str(&text)
             .map_err(|error| foreign(format!("its description is damaged ({error})")))?;
+        if ![1, 3].contains(&metadata.mean.len()) || metadata.mean.len() != metadata.std.len() {
+            return Err(foreign(
+                "its description is damaged (mean and std are not of one or three channels)".into(),
+            ));
+        }
         if metadata.format != FORMAT {
             return Err(foreign(format!(
                 "has format {}, this program reads {FORMAT}",
@@ -145,7 +168,7 @@ impl Weights {
             )));
         }
         let name = path.display().to_string();
-        let blank = Self::untrained(&metadata.encoder, 0, metadata.image_size, metadata.stride)?;
+        let blank = Self::untrained(&metadata.encoder, 0, metadata.images(), metadata.stride)?;
         Ok(Self {
             encoder: tensors.load_into(blank.encoder).map_err(weights)?,
             metadata,
@@ -157,14 +180,15 @@ impl Weights {
 
 /// Writes the encoder of a finished run.
 pub fn save_encoder(encoder: &Encoder, config: &Config, path: &Path) -> Result<()> {
+    let (mean, std) = colour_statistics(config.data.channels);
     let metadata = Metadata {
         format: FORMAT,
         encoder: config.encoder.name.clone(),
         stride: config.encoder.stride,
         channels: encoder.channels(),
         image_size: config.image_size,
-        mean: MEAN,
-        std: STD,
+        mean,
+        std,
         method: config.method.name().into(),
         epochs: config.optim.epochs,
         seed: config.seed,
@@ -185,7 +209,7 @@ pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>
     if init.as_os_str().is_empty() {
         return Ok(None);
     }
-    let given = Weights::open(&init.display().to_string(), config.seed, config.image_size)?;
+    let given = Weights::open(&init.display().to_string(), config.seed, config.images())?;
     if given.metadata.encoder != *name {
         return Err(Error::Foreign {
             path: init.clone(),
@@ -196,7 +220,13 @@ pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>
         });
     }
     // Built anew, because the stride may be another.
-    let fresh = encoder::find(name)?.build(*stride, &mut Init::new(config.seed, device))?;
+    let fresh = encoder::find(name)?.build(
+        Build {
+            stride: *stride,
+            inputs: 3,
+        },
+        &mut Init::new(config.seed, device),
+    )?;
     StateDict::of(&given.encoder)
         .load_into(fresh)
         .map(Some)

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+import mobile_former
+
 torch.set_default_dtype(torch.float64)
 OUT: dict[str, np.ndarray] = {}
 
@@ -166,48 +168,42 @@ def masked_loss(predicted, target, weights):
     return (((predicted - target) ** 2).mean(-1) * weights).sum() / weights.sum()
 
 
-# ------------------------------------------------------------------ names and layout of the Rust side
-
-
-def rust_tensors(module: nn.Module):
-    """(name, parameter, to_rust): linear weights are stored transposed there, layer norms call theirs gamma, beta."""
-    for path, layer in module.named_modules():
-        for name, parameter in layer.named_parameters(recurse=False):
-            full = f"{path}.{name}" if path else name
-            if isinstance(layer, nn.LayerNorm):
-                full = full.replace("weight", "gamma").replace("bias", "beta")
-            transposed = isinstance(layer, nn.Linear) and name == "weight"
-            yield full, parameter, (lambda t: t.T) if transposed else (lambda t: t)
+# ------------------------------------------------------------------ weights and answers by name
 
 
 def fill(module: nn.Module) -> None:
+    """Weights and running statistics that the Rust side computes alike from names and shapes."""
     with torch.no_grad():
-        for name, parameter, to_rust in rust_tensors(module):
-            shape = list(to_rust(parameter).shape)
-            last = name.rsplit(".", 1)[-1]
-            if len(shape) == 1:
-                values = wave(shape, phase(name), 0.1) + (1 if last in ("weight", "gamma") else 0)
+        for name, tensor in module.state_dict().items():
+            shape, last = list(tensor.shape), name.rsplit(".", 1)[-1]
+            if last == "num_batches_tracked":
+                continue
+            if last == "running_var":
+                values = 1 + wave(shape, phase(name), 0.5)
+            elif len(shape) == 1:
+                values = wave(shape, phase(name), 0.1) + (1 if last == "weight" else 0)
             elif last == "matrices":
                 values = wave(shape, phase(name), 0.3 / math.sqrt(shape[-1]))
             else:
-                fan_in = shape[0] if len(shape) == 2 else math.prod(shape[1:])
-                values = wave(shape, phase(name), math.sqrt(3 / fan_in))
-            parameter.copy_(to_rust(values.to(torch.float32).double()))
+                values = wave(shape, phase(name), math.sqrt(3 / math.prod(shape[1:])))
+            tensor.copy_(values.to(torch.float32).double())
 
 
 def keep_gradients(case: str, module: nn.Module) -> None:
-    for name, parameter, to_rust in rust_tensors(module):
-        keep(f"{case}/gradient/{name}", to_rust(parameter.grad))
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            keep(f"{case}/gradient/{name}", parameter.grad)
 
 
 def backward(output: torch.Tensor) -> None:
     (output * wave(list(output.shape), 1.0)).sum().backward()
 
 
-def layer_case(case: str, module: nn.Module, shape: list[int]) -> None:
+def layer_case(case: str, module: nn.Module, shape: list[int], *more: torch.Tensor) -> None:
+    """`more`: inputs behind the first one, without a gradient of their own."""
     fill(module)
     x = wave(shape, 0.5).requires_grad_()
-    y = module(x)
+    y = module(x, *more)
     backward(y)
     keep(f"{case}/output", y)
     keep(f"{case}/gradient/input", x.grad)
@@ -220,10 +216,45 @@ def layer_case(case: str, module: nn.Module, shape: list[int]) -> None:
         assert module.distance > 2e-4
 
 
+def mobile_former_case(name: str) -> None:
+    """Whole images and quarters in evaluation mode, whole images in training mode: map, tokens, every gradient."""
+    table = mobile_former.TABLES[name]
+    whole = wave([2, 3, 16, 16], 0.5)
+    for case, x, training in (("whole", whole, False), ("quarter", whole[:, :, :8, :8], False), ("train", whole, True)):
+        case = f"{name}/{case}"
+        network = mobile_former.MobileFormer(table)
+        fill(network)
+        network.train(training)
+        x = x.clone().requires_grad_()
+        feature_map, tokens = network(x)
+        loss = (feature_map * wave(list(feature_map.shape), 1.0)).mean() + (tokens * wave(list(tokens.shape), 1.0)).mean()
+        loss.backward()
+        keep(f"{case}/map", feature_map)
+        keep(f"{case}/tokens", tokens)
+        keep(f"{case}/gradient/input", x.grad)
+        keep_gradients(case, network)
+        if training:
+            for name_, buffer in network.named_buffers():
+                if "running" in name_:
+                    keep(f"{case}/state/{name_}", buffer)
+        dead = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not dead, f"without gradient: {dead}"
+        print(case, "distance from kinks", mobile_former.nearest_kink(network))
+        assert mobile_former.nearest_kink(network) > 3e-6
+
+
 def main(path: str) -> None:
     layer_case("block", Block(16, 4), [2, 5, 16])
     layer_case("residual1", InvertedResidual(6, 10, 6, 1), [3, 6, 5, 5])
     layer_case("residual2", InvertedResidual(6, 10, 8, 2), [3, 6, 6, 6])
+
+    token, tokens = wave([3, 8], 0.8), wave([3, 4, 8], 0.8)
+    layer_case("dynamic-relu", mobile_former.DynamicRelu(6, 8), [3, 6, 3, 5], token)
+    layer_case("map-to-tokens", mobile_former.MobileToFormer(6, 8), [3, 6, 3, 5], tokens)
+    layer_case("tokens", mobile_former.Former(8), [3, 4, 8])
+    layer_case("tokens-to-map", mobile_former.FormerToMobile(6, 8), [3, 6, 3, 5], tokens)
+    for name in ("mini", "mini-groups"):
+        mobile_former_case(name)
 
     for kind in ("signed", "separate", "exponential", "norm-linear"):
         for row, column in ((0, 0), (1, 1), (0, 1)):
@@ -270,7 +301,7 @@ def main(path: str) -> None:
         scheduler.step()
         losses.append(loss.detach())
     keep("adamw/losses", torch.stack(losses))
-    keep("adamw/weight", linear.weight.T)
+    keep("adamw/weight", linear.weight)
     keep("adamw/bias", linear.bias)
 
     # scikit-learn's logistic regression; its C is 1/(rows·l2).

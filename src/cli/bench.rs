@@ -1,6 +1,7 @@
 //! `qbheat bench`
 
 use clap::Args;
+use qbheat::data::ImageSize;
 use qbheat::error::Result;
 use qbheat::pretrain::bench;
 use serde_json::json;
@@ -13,9 +14,9 @@ pub struct Bench {
     /// The network.
     #[arg(long)]
     encoder: Option<String>,
-    /// Side of the images in pixels [default: 64].
+    /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: 64].
     #[arg(long)]
-    image_size: Option<usize>,
+    image_size: Option<ImageSize>,
     /// Image pixels a position of the feature map [default: what gives an 8×8 map].
     #[arg(long)]
     stride: Option<usize>,
@@ -39,7 +40,7 @@ impl Bench {
             .add("data.path", Some(qbheat::data::BUILTIN))
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.stride", self.stride)
-            .add("image_size", self.image_size)
+            .add("image_size", self.image_size.map(ImageSize::to_toml))
             .add("optim.batch_size", self.batch_size)
             .parsed(&self.settings)?
             .load(None)?;

@@ -95,7 +95,7 @@ impl Demo {
             SHIPPED.to_owned(),
         ] {
             progress.note(&format!("2 of 3: probing {name}"));
-            let weights = Weights::open(&name, config.seed, config.image_size)?;
+            let weights = Weights::open(&name, config.seed, config.images())?;
             for result in probe(&weights.encoder, &data, &PROTOCOLS, &probing, progress)? {
                 let record = ProbeRecord {
                     weights: label(&weights),

@@ -3,9 +3,11 @@
 mod bench;
 mod check;
 mod demo;
+mod encoders;
 mod pretrain;
 mod probe;
 mod progress;
+mod replay;
 mod report;
 mod resume;
 mod signals;
@@ -38,10 +40,14 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     /// Go on with a run that was stopped.
     Resume(resume::Resume),
+    /// Take the step once more whose loss or gradients were not finite.
+    Replay(replay::Replay),
     /// Score an encoder's features.
     Probe(probe::Probe),
     /// Write RUN/report.html.
     Report(report::Report),
+    /// List the networks with their sizes.
+    Encoders(encoders::Encoders),
     /// Time the training step.
     Bench(bench::Bench),
     /// Look at every image of a data set: unreadable, odd, duplicate. Exits with 1 if any is unreadable; odd images and
@@ -89,8 +95,10 @@ pub fn run() -> ExitCode {
         Command::Demo(command) => (command.common.json, command.run(&progress)),
         Command::Pretrain(command) => (command.common.json, command.run(&progress)),
         Command::Resume(command) => (command.common.json, command.run(&progress)),
+        Command::Replay(command) => (command.common.json, command.run(&progress)),
         Command::Probe(command) => (command.common.json, command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
+        Command::Encoders(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),
         Command::Check(command) => (command.json, command.run(&progress)),
     };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qbheat::data::Dataset;
+use qbheat::data::{Dataset, ImageSize};
 use qbheat::error::Result;
 use qbheat::observe::Observer;
 use qbheat::pretrain::{self, Surroundings};
@@ -26,9 +26,9 @@ pub struct Pretrain {
     /// A run or an encoder.safetensors to start from.
     #[arg(long)]
     init: Option<String>,
-    /// Side of the images in pixels [default: 64].
+    /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: 64].
     #[arg(long)]
-    image_size: Option<usize>,
+    image_size: Option<ImageSize>,
     /// 1 to see luma only, 3 for colour [default: 3].
     #[arg(long)]
     channels: Option<usize>,
@@ -55,7 +55,7 @@ impl Pretrain {
             .add("data.path", Some(self.data.display()))
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.init", self.init.as_ref())
-            .add("image_size", self.image_size)
+            .add("image_size", self.image_size.map(ImageSize::to_toml))
             .add("data.channels", self.channels)
             .add("optim.epochs", self.epochs)
             .add("optim.batch_size", self.batch_size)

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use qbheat::config::Config;
-use qbheat::data::{DataConfig, Dataset};
+use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data};
-use qbheat::train::RunFolder;
-use qbheat::weights::{SHIPPED, Weights};
+use qbheat::train::{CONFIG_FILE, RunFolder};
+use qbheat::weights::{ImageForm, SHIPPED, Weights};
 use serde_json::json;
 
 use super::progress::Progress;
@@ -34,9 +35,12 @@ pub struct Probe {
     /// Epochs of tran-1 and of fine-tuning.
     #[arg(long, default_value_t = 15)]
     epochs: usize,
-    /// Side of the images in pixels [default: the one it was trained with].
+    /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: the one it was trained with].
     #[arg(long)]
-    image_size: Option<usize>,
+    image_size: Option<ImageSize>,
+    /// Channels of the images that an untrained encoder is built for: 3, or 1 for grey [default: 3].
+    #[arg(long, value_parser = PossibleValuesParser::new(["1", "3"]).try_map(|text| text.parse::<usize>()))]
+    channels: Option<usize>,
     /// Train the probe on at most this many images, the same share of each class.
     #[arg(long)]
     limit: Option<usize>,
@@ -79,37 +83,36 @@ impl Probe {
             .as_ref()
             .map(|path| RunFolder::open(path))
             .transpose()?;
-        let of_run = match &into {
-            Some(run) => {
-                let config = Config::load(Some(&run.file(qbheat::train::CONFIG_FILE)), &[])?;
-                Some(config.image_size)
-            }
-            None => None,
+        let mut images = match &into {
+            Some(run) => Config::load(Some(&run.file(CONFIG_FILE)), &[])?.images(),
+            None => ImageForm {
+                size: ImageSize::square(64),
+                channels: 3,
+            },
         };
-        let size = self.image_size.or(of_run);
-        let weights = Weights::open(&self.weights, seed, size.unwrap_or(64))?;
+        images.size = self.image_size.unwrap_or(images.size);
+        images.channels = self.channels.unwrap_or(images.channels);
+        let weights = Weights::open(&self.weights, seed, images)?;
+        if into.is_none() && self.image_size.is_none() {
+            images.size = weights.metadata.image_size;
+        }
+        images.channels = weights.metadata.images().channels;
         let config = ProbeConfig {
-            image_size: size.unwrap_or(weights.metadata.image_size),
+            image_size: images.size,
             stride: weights.metadata.stride,
             seed,
             epochs: self.epochs,
             memory_mib: FEATURE_MEMORY_MIB,
         };
-        if self.epochs == 0
-            || config.image_size == 0
-            || !config.image_size.is_multiple_of(config.stride)
-        {
-            return Err(Error::Refused(format!(
-                "--epochs {} --image-size {}: epochs must be at least 1 and the size a multiple of the encoder's \
-                 stride, {}",
-                self.epochs, config.image_size, config.stride
-            )));
+        if self.epochs == 0 {
+            return Err(Error::Refused("--epochs 0: at least 1".into()));
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         use_threads(self.common.threads.unwrap_or(threads));
         let open = |path: &PathBuf| {
             let data = DataConfig {
                 path: path.clone(),
+                channels: images.channels,
                 ..DataConfig::default()
             };
             let dataset = Dataset::open(&data, seed, progress)?;

@@ -5,12 +5,10 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::{DataConfig, Picture};
+use super::{DataConfig, ImageSize, Picture};
 
-/// Mean of each colour over ImageNet, of values from 0 to 1.
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Standard deviation of each colour over ImageNet.
-pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 const CROP_TRIES: usize = 10;
 
@@ -22,31 +20,49 @@ struct Crop {
     height: f64,
 }
 
-/// A random resized crop and a random horizontal flip: `channels·size·size` bytes, channel by channel.
+/// Mean and deviation of each channel over ImageNet, of values from 0 to 1: of red, green and blue, or, for one channel,
+/// their averages.
+pub fn colour_statistics(channels: usize) -> (Vec<f32>, Vec<f32>) {
+    let of = |colours: [f32; 3]| {
+        if channels == 1 {
+            vec![colours.iter().sum::<f32>() / 3.0]
+        } else {
+            colours.to_vec()
+        }
+    };
+    (of(MEAN), of(STD))
+}
+
+/// A random resized crop and a random horizontal flip: one plane of `height·width` bytes a channel.
 ///
-/// The crop is torchvision's: an area share from `crop_scale` and a ratio from `crop_ratio` (log-uniform), tried up to
-/// ten times, else the largest centred crop within the ratio's bounds.
+/// The crop is torchvision's: an area share from `crop_scale` and a ratio of width to height from `crop_ratio`
+/// (log-uniform; times the ratio of `size`, so that a wide view distorts no more than a square one), tried up to ten
+/// times, else the largest centred crop within the ratio's bounds.
 pub fn random_view(
     picture: &Picture,
-    size: usize,
+    size: ImageSize,
     config: &DataConfig,
     random: &mut ChaCha8Rng,
 ) -> Vec<u8> {
-    let crop = random_crop(picture, config, random);
+    let crop = random_crop(picture, aspect(size), config, random);
     let flip = random.random_bool(config.flip);
     resize(picture, &crop, size, flip)
 }
 
-/// The whole image for evaluation: the centred square over its shorter side, resized.
-pub fn whole_view(picture: &Picture, size: usize) -> Vec<u8> {
-    resize(picture, &centred(picture, 1.0), size, false)
+/// The whole image for evaluation: the largest centred crop of the ratio of `size`, resized.
+pub fn whole_view(picture: &Picture, size: ImageSize) -> Vec<u8> {
+    resize(picture, &centred(picture, aspect(size)), size, false)
 }
 
-/// Bytes of a view to the numbers a network sees: each colour minus its mean, over its deviation.
-pub fn normalise(view: &[u8], into: &mut Vec<f32>) {
-    let plane = view.len() / 3;
-    for (colour, values) in view.chunks_exact(plane).enumerate() {
-        let (mean, scale) = (MEAN[colour], 1.0 / STD[colour]);
+fn aspect(size: ImageSize) -> f64 {
+    size.width as f64 / size.height as f64
+}
+
+/// Bytes of a view to the numbers a network sees: each channel minus its mean, over its deviation.
+pub fn normalise(view: &[u8], size: ImageSize, into: &mut Vec<f32>) {
+    let (means, deviations) = colour_statistics(view.len() / size.pixels());
+    for (channel, values) in view.chunks_exact(size.pixels()).enumerate() {
+        let (mean, scale) = (means[channel], 1.0 / deviations[channel]);
         into.extend(
             values
                 .iter()
@@ -55,10 +71,15 @@ pub fn normalise(view: &[u8], into: &mut Vec<f32>) {
     }
 }
 
-fn random_crop(picture: &Picture, config: &DataConfig, random: &mut ChaCha8Rng) -> Crop {
+fn random_crop(
+    picture: &Picture,
+    aspect: f64,
+    config: &DataConfig,
+    random: &mut ChaCha8Rng,
+) -> Crop {
     let (width, height) = (f64::from(picture.width), f64::from(picture.height));
     let [least, largest] = config.crop_scale;
-    let [narrow, wide] = config.crop_ratio.map(f64::ln);
+    let [narrow, wide] = config.crop_ratio.map(|ratio| (aspect * ratio).ln());
     for _ in 0..CROP_TRIES {
         let area = width * height * random.random_range(least..=largest);
         let ratio = random.random_range(narrow..=wide).exp();
@@ -72,7 +93,7 @@ fn random_crop(picture: &Picture, config: &DataConfig, random: &mut ChaCha8Rng) 
             };
         }
     }
-    let ratio = (width / height).clamp(config.crop_ratio[0], config.crop_ratio[1]);
+    let ratio = (width / height).clamp(narrow.exp(), wide.exp());
     centred(picture, ratio)
 }
 
@@ -88,8 +109,8 @@ fn centred(picture: &Picture, ratio: f64) -> Crop {
     }
 }
 
-fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
-    let side = u32::try_from(size).expect("an image's side is small");
+fn resize(picture: &Picture, crop: &Crop, size: ImageSize, flip: bool) -> Vec<u8> {
+    let side = |side: usize| u32::try_from(side).expect("an image's side is small");
     let channels = picture.channels;
     let pixel_type = match channels {
         1 => PixelType::U8,
@@ -97,7 +118,7 @@ fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
     };
     let source = ImageRef::new(picture.width, picture.height, &picture.pixels, pixel_type)
         .expect("a picture has a byte for each channel of each pixel");
-    let mut target = Image::new(side, side, pixel_type);
+    let mut target = Image::new(side(size.width), side(size.height), pixel_type);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
         .crop(crop.left, crop.top, crop.width, crop.height);
@@ -105,12 +126,13 @@ fn resize(picture: &Picture, crop: &Crop, size: usize, flip: bool) -> Vec<u8> {
         .resize(&source, &mut target, &options)
         .expect("the crop lies within the picture");
     let pixels = target.buffer();
-    let mut view = vec![0; channels * size * size];
-    for (channel, plane) in view.chunks_exact_mut(size * size).enumerate() {
-        for (y, row) in plane.chunks_exact_mut(size).enumerate() {
+    let width = size.width;
+    let mut view = vec![0; channels * size.pixels()];
+    for (channel, plane) in view.chunks_exact_mut(size.pixels()).enumerate() {
+        for (y, row) in plane.chunks_exact_mut(width).enumerate() {
             for (x, value) in row.iter_mut().enumerate() {
-                let x = if flip { size - 1 - x } else { x };
-                *value = pixels[(y * size + x) * channels + channel];
+                let x = if flip { width - 1 - x } else { x };
+                *value = pixels[(y * width + x) * channels + channel];
             }
         }
     }
@@ -137,7 +159,7 @@ mod tests {
     #[test]
     fn a_view_at_the_pictures_own_size_is_the_picture() {
         let picture = gradient(8, 8);
-        let view = whole_view(&picture, 8);
+        let view = whole_view(&picture, ImageSize::square(8));
         for (i, pixel) in picture.pixels.chunks(3).enumerate() {
             assert_eq!([view[i], view[64 + i], view[128 + i]], *pixel);
         }
@@ -145,8 +167,20 @@ mod tests {
 
     #[test]
     fn a_wide_picture_is_seen_through_its_central_square() {
-        let view = whole_view(&gradient(16, 8), 8);
+        let view = whole_view(&gradient(16, 8), ImageSize::square(8));
         assert_eq!((view[0], view[7]), (4, 11));
+    }
+
+    #[test]
+    fn a_wide_view_of_a_square_picture_is_its_central_band() {
+        let size = ImageSize {
+            height: 4,
+            width: 8,
+        };
+        let view = whole_view(&gradient(8, 8), size);
+        assert_eq!(view.len(), 3 * 32);
+        // Green counts rows: the band begins in row 2.
+        assert_eq!((view[32], view[63]), (2, 5));
     }
 
     #[test]
@@ -166,7 +200,7 @@ mod tests {
         let view = |picture| {
             random_view(
                 picture,
-                6,
+                ImageSize::square(6),
                 &config,
                 &mut stream(0, Purpose::Augmentation, 0, 0),
             )
@@ -181,6 +215,7 @@ mod tests {
         for index in 0..500 {
             let crop = random_crop(
                 &picture,
+                1.0,
                 &config,
                 &mut stream(0, Purpose::Augmentation, 0, index),
             );
@@ -204,7 +239,7 @@ mod tests {
         let flipped = (0..400)
             .filter(|&index| {
                 let mut random = stream(0, Purpose::Augmentation, 0, index);
-                random_view(&picture, 8, &config, &mut random)[0] == 7
+                random_view(&picture, ImageSize::square(8), &config, &mut random)[0] == 7
             })
             .count();
         assert!((150..=250).contains(&flipped), "{flipped}");

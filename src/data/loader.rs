@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{BadImage, DataConfig, Images, augment};
+use super::{BadImage, DataConfig, ImageSize, Images, augment};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 
@@ -19,8 +19,10 @@ pub struct Batch {
     pub indices: Vec<usize>,
     /// Class of each image, where it has one.
     pub labels: Vec<Option<u32>>,
-    /// `[N, 3, size, size]`, normalised.
+    /// `[N, channels, height, width]`, normalised.
     pub pixels: Vec<f32>,
+    /// That shape.
+    pub shape: [usize; 4],
     /// Images that could not be read any more; others stand in their place.
     pub passed_over: Vec<BadImage>,
 }
@@ -30,8 +32,8 @@ pub struct Batch {
 pub struct LoaderConfig {
     /// Decides order and augmentation.
     pub seed: u64,
-    /// Side of the views.
-    pub image_size: usize,
+    /// Size of the views.
+    pub image_size: ImageSize,
     /// Images a batch; the rest of an epoch is left out.
     pub batch_size: usize,
     /// Augmentation and number of threads.
@@ -116,17 +118,19 @@ impl Worker {
             ..
         } = &self.config;
         let indices: Vec<usize> = places.iter().map(|&place| self.subset[place]).collect();
-        let mut pixels = Vec::with_capacity(indices.len() * 3 * image_size * image_size);
+        let mut pixels = Vec::with_capacity(indices.len() * 3 * image_size.pixels());
         let mut passed_over = Vec::new();
         for &index in &indices {
             let (picture, bad) = self.images.picture(index)?;
             passed_over.extend(bad);
             let mut random = random::stream(*seed, Purpose::Augmentation, epoch, index as u64);
             let view = augment::random_view(&picture, *image_size, data, &mut random);
-            augment::normalise(&view, &mut pixels);
+            augment::normalise(&view, *image_size, &mut pixels);
         }
+        let channels = pixels.len() / (indices.len() * image_size.pixels());
         Ok(Batch {
             epoch,
+            shape: [indices.len(), channels, image_size.height, image_size.width],
             labels: indices.iter().map(|&i| self.images.label(i)).collect(),
             indices,
             pixels,

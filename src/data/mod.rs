@@ -4,6 +4,7 @@ mod augment;
 mod check;
 mod dataset;
 mod decode;
+mod image_size;
 mod index;
 mod loader;
 mod source;
@@ -16,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::require;
 use crate::error::Result;
 
-pub use augment::{MEAN, STD, normalise, random_view, whole_view};
+pub use augment::{colour_statistics, normalise, random_view, whole_view};
 pub use check::{Check, ClassCount, OddImage, SizeCount, check};
 pub use dataset::{BadImage, Dataset, Images, Summary};
 pub use decode::Picture;
+pub use image_size::ImageSize;
 pub use index::Index;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use source::BUILTIN;
@@ -31,7 +33,7 @@ pub use split::Split;
 pub struct DataConfig {
     /// A folder, a `.tar`, shards such as `shard-{000..009}.tar`, or `builtin:cifar10`.
     pub path: PathBuf,
-    /// 1 to see luma, 3 to see RGB.
+    /// Channels of the image that the network sees: 1 for luma, 3 for RGB.
     pub channels: usize,
     /// RGB from 0 to 255 that lies below transparent pixels.
     pub background: [u32; 3],

@@ -1,116 +1,259 @@
-//! `mobilenet-tiny`: inverted residuals (Sandler et al., arXiv 1801.04381) at a size that trains on a laptop.
+//! Stacks of inverted residuals (Sandler et al., "MobileNetV2", arXiv 1801.04381).
 
 use burn::module::Module;
-use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 
-use super::{Encoder, EncoderSpec};
-use crate::nn::{BatchNorm, Init, Pointwise, convolution};
+use super::{Build, Encoder, EncoderSpec, halvings};
+use crate::nn::{BatchNorm, Convolution, Fan, Init};
 
-/// 0.35 M parameters, a map of 192 channels; at stride 4 the stem keeps the image's size.
-pub(super) const MOBILENET_TINY: EncoderSpec = EncoderSpec {
-    name: "mobilenet-tiny",
-    source: "inverted residuals of MobileNetV2, arXiv 1801.04381, sized for 32 and 64 pixel images",
-    strides: &[8, 4],
-    build: |stride, init| Encoder::MobileNet(MobileNet::tiny(stride, init)),
+pub(super) const ENCODERS: &[EncoderSpec] = &[
+    EncoderSpec {
+        name: "mobilenet-tiny",
+        source: "inverted residuals of MobileNetV2, arXiv 1801.04381, sized for 32 and 64 px images",
+        strides: &[8, 4],
+        image_size: 64,
+        tokens: 0,
+        build: |build, init| Encoder::MobileNet(MobileNet::new(&TINY, build, init)),
+    },
+    EncoderSpec {
+        name: "mobilenet-v2",
+        source: "MobileNetV2 1.0, arXiv 1801.04381; the map behind the last 1×1 convolution and its norm",
+        strides: &[32, 16, 8],
+        image_size: 224,
+        tokens: 0,
+        build: |build, init| Encoder::MobileNet(MobileNet::new(&V2, build, init)),
+    },
+    EncoderSpec {
+        name: "mobilenet-v2-320",
+        source: "MobileNetV2 1.0, arXiv 1801.04381; the map in front of the last 1×1 convolution",
+        strides: &[32, 16, 8],
+        image_size: 224,
+        tokens: 0,
+        build: |build, init| Encoder::MobileNet(MobileNet::new(&V2_320, build, init)),
+    },
+];
+
+/// The sizes of a network.
+struct Table {
+    stem: usize,
+    /// Channels inside, channels out, stride: one row a block. As many inside as come in: no first 1×1 convolution.
+    blocks: &'static [(usize, usize, usize)],
+    /// Channels of a last 1×1 convolution.
+    head: Option<usize>,
+    activation: Activation,
+    fan: Fan,
+}
+
+const TINY: Table = Table {
+    stem: 24,
+    blocks: &[
+        (48, 24, 1),
+        (96, 32, 2),
+        (128, 32, 1),
+        (128, 32, 1),
+        (160, 64, 2),
+        (256, 64, 1),
+        (256, 64, 1),
+        (320, 96, 1),
+        (384, 96, 1),
+        (384, 96, 1),
+    ],
+    head: Some(192),
+    activation: Activation::Relu,
+    fan: Fan::In,
 };
 
-const STEM: usize = 24;
-/// Channels inside, channels out, stride: one row a block.
-const BLOCKS: [(usize, usize, usize); 10] = [
-    (48, 24, 1),
-    (96, 32, 2),
-    (128, 32, 1),
-    (128, 32, 1),
-    (160, 64, 2),
-    (256, 64, 1),
-    (256, 64, 1),
-    (320, 96, 1),
-    (384, 96, 1),
-    (384, 96, 1),
-];
-const CHANNELS: usize = 192;
+const V2: Table = Table {
+    head: Some(1280),
+    ..V2_320
+};
 
-/// Stem, inverted residuals, and a last 1×1 convolution to the width of the feature map.
+/// The paper's table 2.
+const V2_320: Table = Table {
+    stem: 32,
+    blocks: &[
+        (32, 16, 1),
+        (96, 24, 2),
+        (144, 24, 1),
+        (144, 32, 2),
+        (192, 32, 1),
+        (192, 32, 1),
+        (192, 64, 2),
+        (384, 64, 1),
+        (384, 64, 1),
+        (384, 64, 1),
+        (384, 96, 1),
+        (576, 96, 1),
+        (576, 96, 1),
+        (576, 160, 2),
+        (960, 160, 1),
+        (960, 160, 1),
+        (960, 320, 1),
+    ],
+    head: None,
+    activation: Activation::Relu6,
+    fan: Fan::Out,
+};
+
+/// What stands between two convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// max(x, 0)
+    Relu,
+    /// min(max(x, 0), 6)
+    Relu6,
+}
+
+impl Activation {
+    fn apply(self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Relu => relu(x),
+            Self::Relu6 => x.clamp(0.0, 6.0),
+        }
+    }
+}
+
+/// Stem, inverted residuals, and perhaps a last 1×1 convolution to the width of the feature map. The map is linear in
+/// its last convolution: what an activation cuts off could not be predicted linearly.
 #[derive(Module, Debug)]
 pub struct MobileNet {
-    stem: Conv2d,
+    stem: Convolution,
     stem_norm: BatchNorm,
     blocks: Vec<InvertedResidual>,
-    head: Pointwise,
-    head_norm: BatchNorm,
+    head: Option<Convolution>,
+    head_norm: Option<BatchNorm>,
+    #[module(skip)]
+    activation: Activation,
+    channels: usize,
 }
 
 impl MobileNet {
-    fn tiny(stride: usize, init: &mut Init) -> Self {
-        let mut width = STEM;
+    fn new(table: &Table, build: Build, init: &mut Init) -> Self {
+        let own = std::iter::once(2).chain(table.blocks.iter().map(|row| row.2));
+        let mut strides = halvings(own, build.stride).into_iter();
+        let mut next_stride = || strides.next().expect("one for the stem and one a block");
+        let mut width = table.stem;
+        let stem = Convolution::new(
+            [build.inputs, table.stem],
+            3,
+            next_stride(),
+            1,
+            table.fan,
+            init,
+        );
+        let stem_norm = BatchNorm::new(table.stem, init);
+        let blocks = table
+            .blocks
+            .iter()
+            .map(|&(inside, outputs, _)| {
+                let inputs = std::mem::replace(&mut width, outputs);
+                let residual = Residual {
+                    channels: [inputs, inside, outputs],
+                    stride: next_stride(),
+                    activation: table.activation,
+                    fan: table.fan,
+                };
+                InvertedResidual::new(residual, init)
+            })
+            .collect();
+        let head = table
+            .head
+            .map(|head| Convolution::new([width, head], 1, 1, 1, table.fan, init));
+        let channels = table.head.unwrap_or(width);
         Self {
-            stem: convolution([3, STEM], 3, stride / 4, 1, init),
-            stem_norm: BatchNorm::new(STEM, init),
-            blocks: BLOCKS
-                .iter()
-                .map(|&(inside, out, stride)| {
-                    let inputs = std::mem::replace(&mut width, out);
-                    InvertedResidual::new(inputs, inside, out, stride, init)
-                })
-                .collect(),
-            head: Pointwise::new(width, CHANNELS, init),
-            head_norm: BatchNorm::new(CHANNELS, init),
+            stem,
+            stem_norm,
+            blocks,
+            head_norm: head.is_some().then(|| BatchNorm::new(channels, init)),
+            head,
+            activation: table.activation,
+            channels,
         }
     }
 
-    /// `[N, 3, H, W]` to `[N, 192, H/stride, W/stride]`.
+    /// `[N, inputs, H, W]` to `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
     pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let stem = relu(self.stem_norm.forward(self.stem.forward(image)));
+        let stem = self.stem_norm.forward(self.stem.forward(image));
         let features = self
             .blocks
             .iter()
-            .fold(stem, |features, block| block.forward(features));
-        self.head_norm.forward(self.head.forward(features))
+            .fold(self.activation.apply(stem), |features, block| {
+                block.forward(features)
+            });
+        match (&self.head, &self.head_norm) {
+            (Some(head), Some(norm)) => norm.forward(head.forward(features)),
+            _ => features,
+        }
     }
 
     pub(super) fn channels(&self) -> usize {
-        self.head.weight.dims()[0]
+        self.channels
     }
 }
 
-/// 1×1 convolution to more channels, depthwise 3×3, 1×1 back to fewer; with a skip where the shapes allow it.
+/// The sizes of an [`InvertedResidual`].
+#[derive(Clone, Copy)]
+pub struct Residual {
+    /// Channels that come in, between the two 1×1 convolutions, and out.
+    pub channels: [usize; 3],
+    /// Stride of the depthwise convolution.
+    pub stride: usize,
+    /// Behind the first two convolutions.
+    pub activation: Activation,
+    /// How kernels are drawn.
+    pub fan: Fan,
+}
+
+/// 1×1 convolution to more channels (left out where there are not more), depthwise 3×3, 1×1 back to fewer; with a skip
+/// where the shapes allow it.
 #[derive(Module, Debug)]
 pub struct InvertedResidual {
-    expand: Pointwise,
-    expand_norm: BatchNorm,
-    depthwise: Conv2d,
+    expand: Option<Convolution>,
+    expand_norm: Option<BatchNorm>,
+    depthwise: Convolution,
     depthwise_norm: BatchNorm,
-    project: Pointwise,
+    project: Convolution,
     project_norm: BatchNorm,
+    #[module(skip)]
+    activation: Activation,
     skip: bool,
 }
 
 impl InvertedResidual {
-    /// `inputs` channels, `inside` between the two 1×1 convolutions, `outputs` channels.
-    pub fn new(
-        inputs: usize,
-        inside: usize,
-        outputs: usize,
-        stride: usize,
-        init: &mut Init,
-    ) -> Self {
+    /// Fresh weights.
+    pub fn new(residual: Residual, init: &mut Init) -> Self {
+        let Residual {
+            channels: [inputs, inside, outputs],
+            stride,
+            activation,
+            fan,
+        } = residual;
+        let expand =
+            (inside > inputs).then(|| Convolution::new([inputs, inside], 1, 1, 1, fan, init));
         Self {
-            expand: Pointwise::new(inputs, inside, init),
-            expand_norm: BatchNorm::new(inside, init),
-            depthwise: convolution([inside, inside], 3, stride, inside, init),
+            expand_norm: expand.is_some().then(|| BatchNorm::new(inside, init)),
+            expand,
+            depthwise: Convolution::new([inside, inside], 3, stride, inside, fan, init),
             depthwise_norm: BatchNorm::new(inside, init),
-            project: Pointwise::new(inside, outputs, init),
+            project: Convolution::new([inside, outputs], 1, 1, 1, fan, init),
             project_norm: BatchNorm::new(outputs, init),
+            activation,
             skip: stride == 1 && inputs == outputs,
         }
     }
 
-    /// `[N, inputs, H, W]` to `[N, outputs, H/stride, W/stride]`.
+    /// `[N, inputs, H, W]` to `[N, outputs, ⌈H/stride⌉, ⌈W/stride⌉]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = relu(self.expand_norm.forward(self.expand.forward(x.clone())));
-        let y = relu(self.depthwise_norm.forward(self.depthwise.forward(y)));
+        let y = match (&self.expand, &self.expand_norm) {
+            (Some(expand), Some(norm)) => self
+                .activation
+                .apply(norm.forward(expand.forward(x.clone()))),
+            _ => x.clone(),
+        };
+        let y = self
+            .activation
+            .apply(self.depthwise_norm.forward(self.depthwise.forward(y)));
         let y = self.project_norm.forward(self.project.forward(y));
         if self.skip { x + y } else { y }
     }

@@ -1,16 +1,21 @@
-//! Encoders: image `[N, 3, H, W]` to feature map `[N, C, H/stride, W/stride]`.
+//! Encoders: image `[N, 1 or 3, H, W]` to feature map `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
 //!
-//! To add one: its own file, a variant of [`Encoder`], a line in [`ENCODERS`].
+//! To add one: its own file, with its names in a slice `ENCODERS`, and a line in [`families!`].
 
+mod mobile_former;
 mod mobile_net;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 
+use crate::data::ImageSize;
 use crate::error::{Error, Result, nearest};
-use crate::nn::Init;
+use crate::nn::{Init, StateDict, multiply_adds};
 
-pub use mobile_net::{InvertedResidual, MobileNet};
+pub use mobile_former::{
+    DynamicRelu, Former, FormerToMobile, MobileFormer, MobileToFormer, Row, Table,
+};
+pub use mobile_net::{Activation, InvertedResidual, MobileNet, Residual};
 
 /// What is known of an encoder before it is built.
 pub struct EncoderSpec {
@@ -18,55 +23,91 @@ pub struct EncoderSpec {
     pub name: &'static str,
     /// Where the architecture comes from.
     pub source: &'static str,
-    /// The strides between image and feature map that it can be built with; the first is the default.
+    /// The strides between image and feature map that it can be built with; the first is its own, smaller ones leave
+    /// out the first of its halvings.
     pub strides: &'static [usize],
-    build: fn(stride: usize, init: &mut Init) -> Encoder,
+    /// Side of the images it was made for.
+    pub image_size: usize,
+    /// Width of its tokens; 0 where it has none.
+    pub tokens: usize,
+    build: fn(build: Build, init: &mut Init) -> Encoder,
 }
 
-/// All encoders, by name.
-pub const ENCODERS: &[EncoderSpec] = &[mobile_net::MOBILENET_TINY];
-
-/// A built encoder.
-#[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant)]
-pub enum Encoder {
-    /// A MobileNetV2-like stack of inverted residuals.
-    MobileNet(MobileNet),
+/// What is open of an encoder once its name is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// Image pixels a position of the feature map.
+    pub stride: usize,
+    /// Channels of the image.
+    pub inputs: usize,
 }
 
-impl Encoder {
-    /// `[N, 3, H, W]`, normalised, to `[N, C, H/stride, W/stride]`.
-    pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::MobileNet(encoder) => encoder.forward(image),
+macro_rules! families {
+    ($($variant:ident: $module:ident,)*) => {
+        /// A built encoder.
+        #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant, missing_docs)]
+        pub enum Encoder {
+            $($variant($variant),)*
         }
-    }
 
-    /// Channels of the feature map.
-    pub fn channels(&self) -> usize {
-        match self {
-            Self::MobileNet(encoder) => encoder.channels(),
+        impl Encoder {
+            /// `[N, inputs, H, W]`, normalised, to `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
+            pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
+                match self {
+                    $(Self::$variant(encoder) => encoder.forward(image),)*
+                }
+            }
+
+            /// Channels of the feature map.
+            pub fn channels(&self) -> usize {
+                match self {
+                    $(Self::$variant(encoder) => encoder.channels(),)*
+                }
+            }
         }
-    }
+
+        const FAMILIES: &[&[EncoderSpec]] = &[$($module::ENCODERS),*];
+    };
+}
+
+families! {
+    MobileNet: mobile_net,
+    MobileFormer: mobile_former,
+}
+
+/// All encoders.
+pub fn all() -> impl Iterator<Item = &'static EncoderSpec> {
+    FAMILIES.iter().copied().flatten()
 }
 
 /// The encoder called `name`.
 pub fn find(name: &str) -> Result<&'static EncoderSpec> {
-    ENCODERS
-        .iter()
+    all()
         .find(|spec| spec.name == name)
         .ok_or_else(|| Error::Unknown {
             what: "encoder",
             given: name.to_owned(),
-            nearest: nearest(name, ENCODERS.iter().map(|spec| spec.name)),
+            nearest: nearest(name, all().map(|spec| spec.name)),
         })
+}
+
+/// An encoder's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Learned numbers, without a classifier.
+    pub parameters: usize,
+    /// Products in convolutions, linear layers and attentions for one image.
+    pub multiply_adds: u64,
+    /// Channels of the feature map.
+    pub channels: usize,
 }
 
 impl EncoderSpec {
     /// Builds the encoder with fresh weights.
-    pub fn build(&self, stride: usize, init: &mut Init) -> Result<Encoder> {
-        self.check_stride(stride)?;
-        Ok((self.build)(stride, init))
+    pub fn build(&self, build: Build, init: &mut Init) -> Result<Encoder> {
+        self.check_stride(build.stride)?;
+        Ok((self.build)(build, init))
     }
 
     /// Whether it can be built with `stride`.
@@ -82,7 +123,7 @@ impl EncoderSpec {
     }
 
     /// The stride that turns an image of `image_size` pixels into the 8×8 map the method was studied with, if the
-    /// encoder has it, else its default.
+    /// encoder has it, else its own.
     pub fn default_stride(&self, image_size: usize) -> usize {
         let wanted = image_size / 8;
         if self.strides.contains(&wanted) {
@@ -91,4 +132,36 @@ impl EncoderSpec {
             self.strides[0]
         }
     }
+
+    /// Counts parameters, and multiply-adds for an image of three channels by running one.
+    pub fn counts(&self, stride: usize, image_size: ImageSize) -> Result<Counts> {
+        let device = crate::device();
+        let build = Build { stride, inputs: 3 };
+        let encoder = self.build(build, &mut Init::new(0, &device))?.valid();
+        let image = Tensor::zeros([1, 3, image_size.height, image_size.width], &device);
+        Ok(Counts {
+            parameters: StateDict::of(&encoder)
+                .0
+                .iter()
+                .filter(|(name, _)| !name.contains("running_"))
+                .map(|(_, tensor)| tensor.values.len())
+                .sum(),
+            multiply_adds: multiply_adds(|| {
+                encoder.forward(image);
+            }),
+            channels: encoder.channels(),
+        })
+    }
+}
+
+/// The strides of a network's layers for a smaller stride in all: of its own ones, the first that halve are left out.
+fn halvings(own: impl Iterator<Item = usize>, stride: usize) -> Vec<usize> {
+    let mut strides: Vec<usize> = own.collect();
+    for i in 0..strides.len() {
+        if strides.iter().product::<usize>() == stride {
+            break;
+        }
+        strides[i] = 1;
+    }
+    strides
 }

@@ -1,11 +1,10 @@
 //! From the features of all four quarters to pixels.
 
 use burn::module::Module;
-use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{Init, TransformerBlock, sin_cos_2d};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 
 /// The decoder's size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,19 +38,19 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// For features of `channels` and patches of `patch`×`patch` pixels in 3 colours.
-    pub fn new(config: &DecoderConfig, channels: usize, patch: usize, init: &mut Init) -> Self {
+    /// For features of `channels` and patches of `values` numbers: pixels times colours.
+    pub fn new(config: &DecoderConfig, channels: usize, values: usize, init: &mut Init) -> Self {
         Self {
             embed: init.linear(channels, config.width),
             blocks: (0..config.depth)
                 .map(|_| TransformerBlock::new(config.width, config.heads, init))
                 .collect(),
             norm: init.layer_norm(config.width),
-            pixels: init.linear(config.width, 3 * patch * patch),
+            pixels: init.linear(config.width, values),
         }
     }
 
-    /// `[N, h·w, C]`, features of a whole `[h, w]` map, to `[N, h·w, patch·patch·3]`.
+    /// `[N, h·w, C]`, features of a whole `[h, w]` map, to `[N, h·w, values]`.
     pub fn forward(&self, map: Tensor<3>, [h, w]: [usize; 2]) -> Tensor<3> {
         let tokens = self.embed.forward(map);
         let width = tokens.dims()[2];

@@ -10,7 +10,7 @@ use super::{
     patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
     weighted_mean_squared_error, weights,
 };
-use crate::encoder::Encoder;
+use crate::encoder::{Build, Encoder};
 use crate::nn::Init;
 
 /// What the paper leaves open, with our choices as defaults.
@@ -62,14 +62,19 @@ pub struct Reconstruction {
 }
 
 impl QbHeat {
-    /// Fresh propagator and decoder around an encoder of the given stride.
-    pub fn new(config: &QbHeatConfig, encoder: Encoder, stride: usize, init: &mut Init) -> Self {
+    /// Fresh propagator and decoder around an encoder that was built so.
+    pub fn new(config: &QbHeatConfig, encoder: Encoder, build: Build, init: &mut Init) -> Self {
         let channels = encoder.channels();
         Self {
             encoder,
             propagator: Propagator::new(channels, config.propagator, init),
-            decoder: Decoder::new(&config.decoder, channels, stride, init),
-            patch: stride,
+            decoder: Decoder::new(
+                &config.decoder,
+                channels,
+                build.inputs * build.stride * build.stride,
+                init,
+            ),
+            patch: build.stride,
             normalise_patches: config.normalise_patches,
             visible_weight: config.visible_weight,
         }

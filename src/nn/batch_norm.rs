@@ -1,9 +1,9 @@
 //! Batch normalisation with PyTorch's semantics.
 
-use burn::module::{Flag, Module, Param, RunningState};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, RunningState};
 use burn::tensor::Tensor;
 
-use super::Init;
+use super::{Init, Path};
 
 const EPSILON: f32 = 1e-5;
 const MOMENTUM: f32 = 0.1;
@@ -71,5 +71,76 @@ impl BatchNorm {
             // Without this the new value would show one update late, in checkpoints too.
             state.value_sync();
         }
+    }
+}
+
+/// The running statistics of all batch normalisations in a module, as they were.
+pub struct RunningStatistics(Vec<Tensor<1>>);
+
+impl RunningStatistics {
+    /// Those of `module` now; nothing is copied.
+    pub fn of(module: &impl Module) -> Self {
+        let mut reader = StatisticsReader {
+            path: Path::default(),
+            found: Vec::new(),
+        };
+        module.visit(&mut reader);
+        Self(reader.found)
+    }
+
+    /// Puts them back into the module they came from.
+    pub fn restore<M: Module>(self, module: M) -> M {
+        module.map(&mut StatisticsWriter {
+            path: Path::default(),
+            kept: self.0.into_iter(),
+        })
+    }
+}
+
+fn is_statistic(path: &Path) -> bool {
+    path.last().is_some_and(|name| name.starts_with("running_"))
+}
+
+struct StatisticsReader {
+    path: Path,
+    found: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for StatisticsReader {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if is_statistic(&self.path) {
+            self.found.push(param.val().reshape([-1]));
+        }
+    }
+}
+
+struct StatisticsWriter {
+    path: Path,
+    kept: std::vec::IntoIter<Tensor<1>>,
+}
+
+impl ModuleMapper for StatisticsWriter {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !is_statistic(&self.path) {
+            return param;
+        }
+        let kept = self.kept.next().expect("the module has as many as it had");
+        param.map(|now| kept.reshape(now.dims()))
     }
 }

@@ -4,12 +4,22 @@
 //! repeated from its seed alone.
 
 use burn::module::Param;
-use burn::nn::{LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::{LayerNorm, Linear};
 use crate::random;
+
+/// From which side a kernel's scale is reckoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fan {
+    /// Uniform in ±1/√(inputs of an output): PyTorch's default.
+    In,
+    /// Normal of deviation √(2/(kernel²·outputs)): He et al., arXiv 1502.01852, as torchvision's light networks have
+    /// it, depthwise kernels included.
+    Out,
+}
 
 /// Where new layers get their weights and their device from.
 pub struct Init {
@@ -40,6 +50,15 @@ impl Init {
         self.param(shape, values)
     }
 
+    /// A kernel `[outputs, inputs of each, height, width]`.
+    pub fn kernel(&mut self, shape: [usize; 4], fan: Fan) -> Param<Tensor<4>> {
+        let [outputs, inputs, height, width] = shape;
+        match fan {
+            Fan::In => self.fan_in(shape, inputs * height * width),
+            Fan::Out => self.normal(shape, (2.0 / (height * width * outputs) as f32).sqrt()),
+        }
+    }
+
     /// Normal with mean 0.
     pub fn normal<const D: usize>(
         &mut self,
@@ -57,17 +76,28 @@ impl Init {
         self.param(shape, vec![value; shape.iter().product()])
     }
 
-    /// A linear layer with bias; Burn stores its weight as `[inputs, outputs]`.
+    /// A linear layer, weights and bias uniform in ±1/√inputs: PyTorch's default.
     pub fn linear(&mut self, inputs: usize, outputs: usize) -> Linear {
         Linear {
-            weight: self.fan_in([inputs, outputs], inputs),
-            bias: Some(self.fan_in([outputs], inputs)),
+            weight: self.fan_in([outputs, inputs], inputs),
+            bias: self.fan_in([outputs], inputs),
         }
     }
 
-    /// A layer norm over the last axis, epsilon 1e-5 as in PyTorch.
+    /// A linear layer with weights from a normal distribution and bias 0.
+    pub fn normal_linear(&mut self, inputs: usize, outputs: usize, deviation: f32) -> Linear {
+        Linear {
+            weight: self.normal([outputs, inputs], deviation),
+            bias: self.constant([outputs], 0.0),
+        }
+    }
+
+    /// A layer norm of scale 1 and shift 0.
     pub fn layer_norm(&mut self, width: usize) -> LayerNorm {
-        LayerNormConfig::new(width).init(&self.device)
+        LayerNorm {
+            weight: self.constant([width], 1.0),
+            bias: self.constant([width], 0.0),
+        }
     }
 
     fn param<const D: usize>(&self, shape: [usize; D], values: Vec<f32>) -> Param<Tensor<D>> {

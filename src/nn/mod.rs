@@ -1,15 +1,21 @@
 //! Small layers that Burn lacks, or has with another meaning than PyTorch.
 
+mod attention;
 mod batch_norm;
 mod convolution;
+pub(crate) mod cost;
 mod init;
+mod linear;
 mod position;
 mod state;
 mod transformer;
 
-pub use batch_norm::BatchNorm;
-pub use convolution::{Pointwise, convolution};
-pub use init::Init;
+pub use attention::attend;
+pub use batch_norm::{BatchNorm, RunningStatistics};
+pub use convolution::{ConvNorm, Convolution};
+pub use cost::multiply_adds;
+pub use init::{Fan, Init};
+pub use linear::{LayerNorm, Linear};
 pub use position::sin_cos_2d;
 pub use state::{Named, StateDict, StateError};
 pub(crate) use state::{Path, values};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// One tensor on the host.
@@ -13,6 +13,16 @@ pub struct Named {
     pub shape: Vec<usize>,
     /// Its entries, row by row.
     pub values: Vec<f32>,
+}
+
+impl Named {
+    /// As a tensor of `D` axes, where it has so many.
+    pub fn tensor<const D: usize>(&self, device: &Device) -> Option<Tensor<D>> {
+        (self.shape.len() == D).then(|| {
+            let data = TensorData::new(self.values.clone(), self.shape.clone());
+            Tensor::from_data(data, device)
+        })
+    }
 }
 
 /// Tensors by their path in the module, such as `encoder.blocks.0.expand.weight`; parameters and running statistics
@@ -153,6 +163,10 @@ impl Path {
 
     pub(crate) fn exit(&mut self) {
         self.0.pop();
+    }
+
+    pub(crate) fn last(&self) -> Option<&str> {
+        self.0.iter().flatten().next_back().map(String::as_str)
     }
 
     pub(crate) fn name(&self) -> String {

@@ -1,11 +1,10 @@
 //! The transformer block of the decoder and of the tran-1 probe.
 
 use burn::module::Module;
-use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, softmax};
+use burn::tensor::activation::gelu;
 
-use super::Init;
+use super::{Init, LayerNorm, Linear, attend};
 
 const MLP_RATIO: usize = 4;
 
@@ -50,22 +49,10 @@ impl TransformerBlock {
     }
 
     fn attention(&self, x: Tensor<3>) -> Tensor<3> {
-        let [n, t, width] = x.dims();
-        let per_head = width / self.heads;
-        let qkv = self
-            .qkv
-            .forward(x)
-            .reshape([n, t, 3, self.heads, per_head])
-            .permute([2, 0, 3, 1, 4]);
-        let part = |i: usize| {
-            qkv.clone()
-                .slice_dim(0, i..i + 1)
-                .reshape([n, self.heads, t, per_head])
-        };
-        let (q, k, v) = (part(0), part(1), part(2));
-        let scores = (q * (per_head as f32).powf(-0.5)).matmul(k.transpose());
-        let mixed = softmax(scores, 3).matmul(v);
+        let width = x.dims()[2];
+        let qkv = self.qkv.forward(x);
+        let part = |i: usize| qkv.clone().slice_dim(2, i * width..(i + 1) * width);
         self.projection
-            .forward(mixed.swap_dims(1, 2).reshape([n, t, width]))
+            .forward(attend(part(0), part(1), part(2), self.heads))
     }
 }

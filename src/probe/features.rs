@@ -6,7 +6,7 @@ use nalgebra::{DMatrix, SymmetricEigen};
 use rayon::prelude::*;
 
 use super::{Part, ProbeConfig};
-use crate::data::{Dataset, normalise, whole_view};
+use crate::data::{Dataset, ImageSize, normalise, whole_view};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::observe::Observer;
@@ -32,7 +32,7 @@ enum Maps<'a> {
         encoder: Box<Encoder>,
         dataset: &'a Dataset,
         indices: Vec<usize>,
-        image_size: usize,
+        image_size: ImageSize,
     },
 }
 
@@ -89,8 +89,9 @@ pub fn extract<'a>(
 ) -> Result<Features<'a>> {
     let encoder = encoder.valid();
     let channels = encoder.channels();
-    let side = config.image_size / config.stride;
-    let map_bytes = (part.indices.len() * side * side * channels * 4) as u64;
+    let ImageSize { height, width } = config.image_size;
+    let positions = height.div_ceil(config.stride) * width.div_ceil(config.stride);
+    let map_bytes = (part.indices.len() * positions * channels * 4) as u64;
     let keep_maps = keep_maps && map_bytes <= config.memory_mib << 20;
     let mut pooled = Vec::with_capacity(part.indices.len() * channels);
     let mut kept = Vec::new();
@@ -135,8 +136,8 @@ pub fn extract<'a>(
     })
 }
 
-/// Whole images by number, normalised: `[N, 3, size, size]`.
-pub fn whole_images(dataset: &Dataset, indices: &[usize], size: usize) -> Result<Tensor<4>> {
+/// Whole images by number, normalised: `[N, channels, height, width]`.
+pub fn whole_images(dataset: &Dataset, indices: &[usize], size: ImageSize) -> Result<Tensor<4>> {
     let views: Vec<Vec<u8>> = indices
         .par_iter()
         .map(|&index| {
@@ -144,12 +145,13 @@ pub fn whole_images(dataset: &Dataset, indices: &[usize], size: usize) -> Result
             Ok(whole_view(&picture, size))
         })
         .collect::<Result<_>>()?;
-    let mut pixels = Vec::with_capacity(indices.len() * 3 * size * size);
+    let mut pixels = Vec::with_capacity(views.iter().map(Vec::len).sum());
     for view in &views {
-        normalise(view, &mut pixels);
+        normalise(view, size, &mut pixels);
     }
+    let channels = pixels.len() / (indices.len() * size.pixels());
     Ok(Tensor::from_data(
-        TensorData::new(pixels, [indices.len(), 3, size, size]),
+        TensorData::new(pixels, [indices.len(), channels, size.height, size.width]),
         &crate::device(),
     ))
 }

@@ -1,7 +1,6 @@
 //! Fine-tuning: the encoder is the start, everything is trained.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData};
 
 use super::features::whole_images;
@@ -10,9 +9,9 @@ use super::{ProbeConfig, ProbeData, Scores};
 use crate::data::{DataConfig, Loader, LoaderConfig};
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::Init;
+use crate::nn::{Init, Linear};
 use crate::observe::Observer;
-use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 const BATCH: usize = 64;
 const LEARNING_RATE: f64 = 1e-3;
@@ -85,11 +84,11 @@ pub fn finetune(
         &rate,
         || loader.next_batch(),
         |model: &Classifier, batch| {
-            let shape = [batch.indices.len(), 3, size, size];
-            let images = Tensor::from_data(TensorData::new(batch.pixels, shape), &device);
+            let images = Tensor::from_data(TensorData::new(batch.pixels, batch.shape), &device);
             let labels: Vec<u32> = batch.indices.iter().map(|&i| label_of[i]).collect();
             cross_entropy(model.forward(images), &labels)
         },
+        give_up,
         |_, report| {
             observer.progress(report.step, &format!("loss {:.3}", report.loss));
             Ok(Stop::No)

@@ -10,7 +10,7 @@ mod tran1;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::Dataset;
+use crate::data::{Dataset, ImageSize};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::observe::Observer;
@@ -57,8 +57,8 @@ impl Protocol {
 /// How a probe is run.
 #[derive(Clone, Debug)]
 pub struct ProbeConfig {
-    /// Side of the images.
-    pub image_size: usize,
+    /// Size of the images.
+    pub image_size: ImageSize,
     /// Image pixels a position of the feature map.
     pub stride: usize,
     /// Decides initial weights, order and held-out parts.
@@ -317,7 +317,7 @@ pub fn probe(
             };
             result
                 .details
-                .insert("image_size".into(), config.image_size.into());
+                .insert("image_size".into(), serde_json::json!(config.image_size));
             results.push(result);
         }
     }

@@ -2,15 +2,14 @@
 
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::nn::{LayerNorm, Linear};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{Features, ProbeConfig, Scores, Whitening};
 use crate::error::Result;
-use crate::nn::{Init, TransformerBlock, sin_cos_2d};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
-use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 const HEADS: usize = 4;
 const BATCH: usize = 128;
@@ -112,6 +111,7 @@ pub fn tran1_scores(
         |model: &Tran1, (maps, labels): (Tensor<3>, Vec<u32>)| {
             cross_entropy(model.forward(maps, features.grid), &labels)
         },
+        give_up,
         |_, report| {
             observer.progress(report.step, &format!("loss {:.3}", report.loss));
             Ok(Stop::No)

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-use crate::data::{MEAN, STD};
+use crate::data::colour_statistics;
 use crate::error::{Error, Result};
 use crate::heat::Quadrant;
 
@@ -66,12 +66,14 @@ fn inside(quadrant: Quadrant, pixel: usize, [h, w]: [usize; 2]) -> bool {
 }
 
 fn pixels(image: Tensor<4>) -> (Vec<[u8; 3]>, [usize; 2]) {
-    let [_, _, h, w] = image.dims();
+    let [_, channels, h, w] = image.dims();
     let values = crate::nn::values(image);
+    let (mean, deviation) = colour_statistics(channels);
     let rgb = (0..h * w)
         .map(|i| {
             std::array::from_fn(|colour| {
-                let value = values[colour * h * w + i] * STD[colour] + MEAN[colour];
+                let channel = colour.min(channels - 1);
+                let value = values[channel * h * w + i] * deviation[channel] + mean[channel];
                 (255.0 * value).round().clamp(0.0, 255.0) as u8
             })
         })

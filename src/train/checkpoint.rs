@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::durable::{SCRATCH, rename_durably};
+use super::durable::{SCRATCH, create_folder, remove_folder, rename_durably};
 use super::{AdamW, AdamWConfig, TrainState, write_durably};
 use crate::error::{Error, Result};
 use crate::nn::StateDict;
@@ -119,11 +119,10 @@ impl Checkpoints {
 
     /// Writes a checkpoint; when this returns it is on the disk. Older ones beyond the number to keep go.
     pub fn save<M: Module>(&self, state: &TrainState<M>, position: Position) -> Result<()> {
-        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
         let scratch = self.folder.join(format!("{SCRATCH}{:09}", position.step));
         let target = self.folder.join(format!("{PREFIX}{:09}", position.step));
         remove_folder(&scratch)?;
-        fs::create_dir(&scratch).map_err(Error::io(&scratch))?;
+        create_folder(&scratch)?;
         let mut files = BTreeMap::new();
         for (name, tensors) in [
             (MODEL, StateDict::of(&state.model)),
@@ -189,15 +188,8 @@ impl Checkpoints {
     fn clean_up(&self) {
         let old = self.newest_first().into_iter().skip(self.keep);
         for path in old.chain(self.entries(SCRATCH)) {
-            let _ = fs::remove_dir_all(path);
+            let _ = remove_folder(&path);
         }
-    }
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
-        _ => Ok(()),
     }
 }
 

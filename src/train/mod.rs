@@ -13,11 +13,14 @@ use crate::config::require;
 use crate::error::Result;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Position};
+pub(crate) use durable::create_folder;
+#[cfg(test)]
+pub(crate) use durable::fault;
 pub use durable::write_durably;
 pub use optimizer::{AdamW, AdamWConfig};
-pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder};
+pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder, RunLock};
 pub use schedule::{LearningRate, Schedule};
-pub use training_loop::{StepReport, StepTimes, Stop, TrainState, train};
+pub use training_loop::{BadStep, StepReport, StepTimes, Stop, TrainState, give_up, train};
 
 /// How weights are updated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,6 +122,8 @@ pub struct RunConfig {
     pub checkpoint_every: u64,
     /// How many of the newest checkpoints stay.
     pub keep_checkpoints: usize,
+    /// How many steps with a loss or gradient that is not finite are passed over before the run stops.
+    pub skip_non_finite: u64,
     /// Epochs between looks at the features (k-NN accuracy where there are labels, rank, spread); 0 for never.
     pub watch_every: usize,
     /// Images that such a look uses, for training and for scoring each.
@@ -130,6 +135,7 @@ impl Default for RunConfig {
         Self {
             checkpoint_every: 500,
             keep_checkpoints: 3,
+            skip_non_finite: 0,
             watch_every: 5,
             watch_images: 2000,
         }

@@ -61,14 +61,28 @@ impl AdamW {
         }
     }
 
+    /// The Euclidean norm of each parameter's gradient, by the parameter's path.
+    pub fn gradient_norms(model: &impl Module, gradients: &Gradients) -> Vec<(String, f64)> {
+        let mut norms = Norms {
+            path: Path::default(),
+            gradients,
+            found: Vec::new(),
+        };
+        model.visit(&mut norms);
+        norms.found
+    }
+
     /// The Euclidean norm of all gradients together.
     pub fn gradient_norm(model: &impl Module, gradients: &Gradients) -> f64 {
-        let mut squares = Squares {
-            gradients,
-            sum: 0.0,
-        };
-        model.visit(&mut squares);
-        squares.sum.sqrt()
+        let squares = Self::gradient_norms(model, gradients)
+            .into_iter()
+            .map(|(_, norm)| norm * norm);
+        squares.sum::<f64>().sqrt()
+    }
+
+    /// Counts a step without an update.
+    pub fn skip_step(&mut self) {
+        self.steps += 1;
     }
 
     /// One update of every parameter that has a gradient. `gradient_norm` is [`Self::gradient_norm`].
@@ -181,18 +195,28 @@ fn decays(name: &str, axes: usize) -> bool {
             .is_some_and(|last| last.contains("token"))
 }
 
-struct Squares<'a> {
+struct Norms<'a> {
+    path: Path,
     gradients: &'a Gradients,
-    sum: f64,
+    found: Vec<(String, f64)>,
 }
 
-impl ModuleVisitor for Squares<'_> {
+impl ModuleVisitor for Norms<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
             let rows = gradient.dims()[0] as i32;
             let gradient = gradient.reshape([rows, -1]);
             let square: f32 = (gradient.clone() * gradient).sum_dim(1).sum().into_scalar();
-            self.sum += f64::from(square);
+            self.found
+                .push((self.path.name(), f64::from(square).sqrt()));
         }
     }
 }

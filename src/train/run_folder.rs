@@ -1,12 +1,12 @@
 //! A run is a folder; any later command needs only that folder.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::durable::SCRATCH;
+use super::durable::{self, SCRATCH};
 use super::{Checkpoints, write_durably};
 use crate::error::{Error, Result};
 
@@ -18,6 +18,12 @@ pub const INDEX_FILE: &str = "index.jsonl";
 pub const ENCODER_FILE: &str = "encoder.safetensors";
 const EVENTS_FILE: &str = "events.jsonl";
 
+const LOCK_FILE: &str = ".lock";
+
+/// A run that no other process may write into.
+#[derive(Debug)]
+pub struct RunLock(#[allow(dead_code, reason = "dropping the file ends the lock")] File);
+
 /// The folder of one run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -28,7 +34,7 @@ impl RunFolder {
     /// A new run with this configuration. A folder that holds something already is left as it is.
     pub fn create(path: &Path, config: &str) -> Result<Self> {
         Self::check_free(path)?;
-        fs::create_dir_all(path).map_err(Error::io(path))?;
+        durable::create_folder(path)?;
         let run = Self {
             path: path.to_owned(),
         };
@@ -72,6 +78,28 @@ impl RunFolder {
         Ok(Self {
             path: path.to_owned(),
         })
+    }
+
+    /// Keeps other processes from writing into the run for as long as the answer lives. A process that dies leaves no
+    /// lock behind.
+    pub fn lock(&self) -> Result<RunLock> {
+        let path = self.file(LOCK_FILE);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::RunBusy {
+                path: self.path.clone(),
+            }),
+            Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
+                Err(Error::io(&path)(error))
+            }
+            // Some network file systems have no locks; a run on them is as good as unlocked.
+            _ => Ok(RunLock(file)),
+        }
     }
 
     /// Where it is.
@@ -144,14 +172,14 @@ impl Events {
     pub fn append(&mut self, event: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(event).expect("events are valid JSON");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io(&self.path))?;
+        durable::write_all(&mut self.file, &line).map_err(Error::io(&self.path))?;
         self.bytes += line.len() as u64;
         Ok(())
     }
 
     /// Waits until everything is on the disk; the length then.
     pub fn sync(&mut self) -> Result<u64> {
-        self.file.sync_all().map_err(Error::io(&self.path))?;
+        durable::sync(&self.file).map_err(Error::io(&self.path))?;
         Ok(self.bytes)
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use qbheat::data::{DataConfig, Dataset, Loader, LoaderConfig};
+use qbheat::data::{DataConfig, Dataset, ImageSize, Loader, LoaderConfig};
 use qbheat::error::Error;
 use qbheat::observe::Silent;
 use serde_json::Value;
@@ -249,7 +249,7 @@ fn epochs(dataset: &Dataset, data: DataConfig) -> (Vec<(usize, blake3::Hash)>, V
     let subset = Arc::new((0..8).collect());
     let loading = LoaderConfig {
         seed: 1,
-        image_size: SIDE,
+        image_size: ImageSize::square(SIDE),
         batch_size: 4,
         data,
     };

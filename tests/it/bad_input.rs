@@ -220,7 +220,12 @@ fn weights_that_are_none() {
         &["encoder.safetensors", "safetensors"],
     );
     refused(
-        &["probe", "untrained:mobilenet", "--data", "builtin:cifar10"],
+        &[
+            "probe",
+            "untrained:mobilenet-tin",
+            "--data",
+            "builtin:cifar10",
+        ],
         2,
         &["unknown encoder", "mobilenet-tiny"],
     );

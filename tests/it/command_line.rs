@@ -151,3 +151,46 @@ fn bench_gives_images_a_second() {
     assert!(answer["images_per_s"].as_f64().unwrap() > 0.0);
     assert_eq!(answer["stride"], 4);
 }
+
+#[test]
+fn images_need_not_be_square() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    write_images(home.path().join("set").as_path(), &["a", "b"], 20, 24);
+    let (data, run) = (at("set"), at("run"));
+    let answer = json(&qbheat(&[
+        "pretrain",
+        "--data",
+        &data,
+        "--out",
+        &run,
+        "--image-size",
+        "16x32",
+        "--set",
+        "encoder.stride=4",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "1",
+        "--json",
+    ]));
+    assert_eq!(answer["steps"], 3);
+    let config = fs::read_to_string(home.path().join("run/config.toml")).unwrap();
+    assert!(config.contains("image_size = [16, 32]"), "{config}");
+    // In evaluation any size will do.
+    for size in [&[][..], &["--image-size", "21x30"]] {
+        let mut arguments = vec![
+            "probe",
+            &run,
+            "--data",
+            &data,
+            "--protocol",
+            "knn",
+            "--json",
+        ];
+        arguments.extend(size);
+        assert!(json(&qbheat(&arguments))["results"][0]["top1"].is_f64());
+    }
+    let report = json(&qbheat(&["report", &run, "--json"]));
+    check_page(&fs::read_to_string(report["report"].as_str().unwrap()).unwrap());
+}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use qbheat::data::{BUILTIN, DataConfig, Dataset, Loader, LoaderConfig, Split};
+use qbheat::data::{BUILTIN, DataConfig, Dataset, ImageSize, Loader, LoaderConfig, Split};
 use qbheat::observe::Silent;
 
 use crate::support::write_images;
@@ -25,7 +25,7 @@ fn batches(
 ) -> Vec<(Vec<usize>, String)> {
     let config = LoaderConfig {
         seed: 5,
-        image_size: 16,
+        image_size: ImageSize::square(16),
         batch_size: 32,
         data: DataConfig {
             loader_threads: threads,

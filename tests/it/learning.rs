@@ -3,20 +3,23 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use qbheat::config::Config;
-use qbheat::data::{BUILTIN, DataConfig, Dataset, normalise, whole_view};
+use qbheat::data::{BUILTIN, DataConfig, Dataset, ImageSize, normalise, whole_view};
 use qbheat::error::Error;
 use qbheat::heat::{Quadrant, sort_by_quadrant, visible_quarters};
 use qbheat::nn::StateDict;
 use qbheat::observe::Silent;
 use qbheat::pretrain::qb_heat;
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 use crate::support::values;
 
 const BATCH: usize = 16;
 
-fn config() -> Config {
-    let settings = [("image_size".to_owned(), "32".to_owned())];
+const ENCODERS: [&str; 2] = ["mobilenet-tiny", "mf-tiny"];
+
+fn config(encoder: &str) -> Config {
+    let settings = [("image_size", "32"), ("encoder.name", encoder)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
     Config::load(None, &settings).unwrap()
 }
 
@@ -27,10 +30,11 @@ fn real_images(device: &Device) -> Tensor<4> {
         ..DataConfig::default()
     };
     let dataset = Dataset::open(&data, 0, &Silent).unwrap();
+    let size = ImageSize::square(32);
     let mut pixels = Vec::new();
     for i in 0..BATCH {
         let (picture, _) = dataset.images.picture(i * 350).unwrap();
-        normalise(&whole_view(&picture, 32), &mut pixels);
+        normalise(&whole_view(&picture, size), size, &mut pixels);
     }
     Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), device)
 }
@@ -39,9 +43,9 @@ fn quadrants() -> Vec<Quadrant> {
     (0..BATCH).map(|i| Quadrant::ALL[i % 4]).collect()
 }
 
-fn state(device: &Device) -> TrainState<qbheat::heat::QbHeat> {
+fn state(encoder: &str, device: &Device) -> TrainState<qbheat::heat::QbHeat> {
     TrainState {
-        model: qb_heat(&config(), device).unwrap(),
+        model: qb_heat(&config(encoder), device).unwrap(),
         optimizer: AdamW::new(AdamWConfig {
             betas: [0.9, 0.95],
             weight_decay: 0.0,
@@ -61,25 +65,28 @@ fn rate(total_steps: u64) -> LearningRate {
 }
 
 #[test]
-fn the_network_overfits_one_batch_of_real_images_to_a_loss_below_a_quarter() {
+fn each_small_encoder_overfits_one_batch_of_real_images_to_a_loss_below_a_quarter() {
     let device = qbheat::device().autodiff();
     let images = real_images(&device);
-    let mut last = f32::INFINITY;
-    train(
-        state(&device),
-        &rate(150),
-        || Ok(images.clone()),
-        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
-        |_, report| {
-            last = report.loss;
-            Ok(Stop::No)
-        },
-    )
-    .unwrap();
-    assert!(
-        last < 0.25,
-        "loss {last}; the trivial predictor has about 0.96"
-    );
+    for encoder in ENCODERS {
+        let mut last = f32::INFINITY;
+        train(
+            state(encoder, &device),
+            &rate(150),
+            || Ok(images.clone()),
+            |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+            give_up,
+            |_, report| {
+                last = report.loss;
+                Ok(Stop::No)
+            },
+        )
+        .unwrap();
+        assert!(
+            last < 0.25,
+            "{encoder}: loss {last}; the trivial predictor has about 0.96"
+        );
+    }
 }
 
 #[test]
@@ -87,13 +94,7 @@ fn nothing_of_the_masked_pixels_reaches_the_encoder() {
     let device = qbheat::device();
     let images = real_images(&device);
     let quadrants = quadrants();
-    let encoder = qb_heat(&config(), &device).unwrap().encoder.valid();
-    let features = |images: Tensor<4>| {
-        let (sorted, sizes, _) = sort_by_quadrant(images, &quadrants);
-        values(encoder.forward(visible_quarters(&sorted, &sizes)))
-    };
-    let before = features(images.clone());
-    let mut pixels = values(images);
+    let mut pixels = values(images.clone());
     for (i, value) in pixels.iter_mut().enumerate() {
         let (image, y, x) = (i / 3072, i / 32 % 32, i % 32);
         if (y / 16, x / 16) != quadrants[image].cell() {
@@ -101,13 +102,21 @@ fn nothing_of_the_masked_pixels_reaches_the_encoder() {
         }
     }
     let masked = Tensor::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
-    let after = features(masked);
-    assert!(
-        before
-            .iter()
-            .zip(&after)
-            .all(|(a, b)| a.to_bits() == b.to_bits())
-    );
+    for name in ENCODERS {
+        let encoder = qb_heat(&config(name), &device).unwrap().encoder.valid();
+        let features = |images: &Tensor<4>| {
+            let (sorted, sizes, _) = sort_by_quadrant(images.clone(), &quadrants);
+            values(encoder.forward(visible_quarters(&sorted, &sizes)))
+        };
+        let (before, after) = (features(&images), features(&masked));
+        assert!(
+            before
+                .iter()
+                .zip(&after)
+                .all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{name}"
+        );
+    }
 }
 
 #[test]
@@ -116,7 +125,7 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
     let images = real_images(&device);
     let (mut batches, mut updates) = (0, 0);
     let result = train(
-        state(&device),
+        state(ENCODERS[0], &device),
         &rate(5),
         || {
             batches += 1;
@@ -127,6 +136,7 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
             })
         },
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        give_up,
         |state, report| {
             updates += 1;
             let weights = StateDict::of(&state.model);
@@ -143,4 +153,47 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
     );
     assert!(matches!(result, Err(Error::NonFinite { step: 3, .. })));
     assert_eq!(updates, 2);
+}
+
+#[test]
+fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_were() {
+    let device = qbheat::device().autodiff();
+    let images = real_images(&device);
+    let mut batches = 0;
+    let mut kept = Vec::new();
+    let mut skipped = Vec::new();
+    train(
+        state(ENCODERS[0], &device),
+        &rate(5),
+        || {
+            batches += 1;
+            Ok(if batches == 3 {
+                images.clone() * f32::NAN
+            } else {
+                images.clone()
+            })
+        },
+        |model: &qbheat::heat::QbHeat, images| model.loss(images, &quadrants()),
+        |_, bad| {
+            assert_eq!(bad.step, 3);
+            Ok(())
+        },
+        |state, report| {
+            kept.push(StateDict::of(&state.model));
+            skipped.push(report.skipped);
+            Ok(Stop::No)
+        },
+    )
+    .unwrap();
+    assert_eq!(skipped, [false, false, true, false, false]);
+    assert!(kept[2] == kept[1], "after the bad step as before it");
+    assert!(kept[3] != kept[2]);
+    let finite = |state: &StateDict| {
+        state
+            .0
+            .values()
+            .flat_map(|t| &t.values)
+            .all(|v| v.is_finite())
+    };
+    assert!(kept.iter().all(finite));
 }

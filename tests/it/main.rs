@@ -6,6 +6,7 @@ mod changed_data;
 mod closed_forms;
 mod command_line;
 mod data;
+mod encoders;
 mod images;
 mod learning;
 mod reference;

@@ -1,19 +1,21 @@
 //! Against PyTorch and scikit-learn; the answers come from `tools/make_fixtures.py`.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use qbheat::config::Config;
-use qbheat::encoder::InvertedResidual;
+use qbheat::encoder::{
+    Activation, Build, DynamicRelu, Former, FormerToMobile, InvertedResidual, MobileFormer,
+    MobileToFormer, Residual, Row, Table,
+};
 use qbheat::heat::{
     Parametrisation, Propagator, Quadrant, normalise_patches, patches, weighted_mean_squared_error,
 };
-use qbheat::nn::{Init, Named, StateDict, TransformerBlock};
+use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock};
 use qbheat::pretrain::qb_heat;
 use qbheat::probe::{Matrix, fit_logistic};
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, train};
+use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
-use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
+use crate::support::{difference, evaluation, gradients, read_tensors, tensor, values, wave};
 
 const FORWARD: f32 = 1e-4;
 const BACKWARD: f32 = 1e-3;
@@ -35,7 +37,7 @@ fn assert_close(fixtures: &StateDict, name: &str, found: &[f32], tolerance: f32)
     assert!(error <= tolerance, "{name}: relative error {error:e}");
 }
 
-/// The weights that `fill` in the script gives.
+/// The weights and running statistics that `fill` in the script gives.
 fn fill<M: Module>(module: M) -> M {
     let mut state = StateDict::of(&module);
     for (name, tensor) in &mut state.0 {
@@ -48,11 +50,10 @@ fn fill<M: Module>(module: M) -> M {
             % 1000;
         let last = name.rsplit('.').next().unwrap();
         let (scale, shift) = match (last, &shape[..]) {
-            ("running_mean" | "running_var", _) => continue,
-            ("weight" | "gamma", [_]) => (0.1, 1.0),
+            ("running_var", _) => (0.5, 1.0),
+            ("weight", [_]) => (0.1, 1.0),
             (_, [_]) => (0.1, 0.0),
             ("matrices", [.., c]) => (0.3 / (*c as f64).sqrt(), 0.0),
-            (_, [inputs, _]) => ((3.0 / *inputs as f64).sqrt(), 0.0),
             (_, [_, rest @ ..]) => ((3.0 / rest.iter().product::<usize>() as f64).sqrt(), 0.0),
             (_, []) => unreachable!(),
         };
@@ -79,36 +80,52 @@ fn layer_case<M: Module, const D: usize>(
         FORWARD,
     );
     let weights: Tensor<D> = tensor(&wave(&y.dims(), 1.0, 1.0));
-    let grads = (y * weights).sum().backward();
+    assert_gradients(&fixtures, case, &module, x, (y * weights).sum(), BACKWARD);
+    assert_running_statistics(&fixtures, case, &module);
+}
+
+/// The gradients of `loss` after the input `x` and all parameters, off by at most `tolerance` of the largest one.
+fn assert_gradients<M: Module, const D: usize>(
+    fixtures: &StateDict,
+    case: &str,
+    module: &M,
+    x: Tensor<D>,
+    loss: Tensor<1>,
+    tolerance: f32,
+) {
+    let grads = loss.backward();
     let input = values(x.grad(&grads).unwrap());
     assert_close(
-        &fixtures,
+        fixtures,
         &format!("{case}/gradient/input"),
         &input,
-        BACKWARD,
+        tolerance,
     );
-    let found = gradients(&module, &grads);
-    assert!(!found.is_empty());
+    let found = gradients(module, &grads);
+    let expected = fixtures.under(&format!("{case}/gradient/"));
+    assert_eq!(found.len() + 1, expected.0.len(), "{case}");
     let largest = found
         .values()
         .flatten()
         .fold(0f32, |largest, v| largest.max(v.abs()));
     for (name, found) in found {
-        let expected = &fixtures.0[&format!("{case}/gradient/{name}")].values;
         let off = found
             .iter()
-            .zip(expected)
+            .zip(&expected.0[&name].values)
             .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(
-            off <= BACKWARD * largest,
+            off <= tolerance * largest,
             "{case}: gradient of {name} off by {off:e} of {largest}"
         );
     }
-    let state = StateDict::of(&module);
+}
+
+fn assert_running_statistics(fixtures: &StateDict, case: &str, module: &impl Module) {
+    let state = StateDict::of(module);
     for (name, expected) in fixtures.under(&format!("{case}/state/")).0 {
         assert!(
             difference(&state.0[&name].values, &expected.values) < FORWARD,
-            "{name}"
+            "{case}: {name}"
         );
     }
 }
@@ -121,14 +138,133 @@ fn transformer_block_equals_pytorch() {
 
 #[test]
 fn inverted_residual_equals_pytorch_running_statistics_included() {
-    let with_skip = InvertedResidual::new(6, 10, 6, 1, &mut init());
+    let residual = |channels, stride| {
+        let sizes = Residual {
+            channels,
+            stride,
+            activation: Activation::Relu,
+            fan: Fan::In,
+        };
+        InvertedResidual::new(sizes, &mut init())
+    };
+    let with_skip = residual([6, 10, 6], 1);
     layer_case("residual1", with_skip, [3, 6, 5, 5], |block, x| {
         block.forward(x)
     });
-    let with_stride = InvertedResidual::new(6, 10, 8, 2, &mut init());
+    let with_stride = residual([6, 10, 8], 2);
     layer_case("residual2", with_stride, [3, 6, 6, 6], |block, x| {
         block.forward(x)
     });
+}
+
+#[test]
+fn the_parts_of_a_mobile_former_block_equal_pytorch() {
+    let token: Tensor<2> = tensor(&wave(&[3, 8], 0.8, 1.0));
+    let tokens: Tensor<3> = tensor(&wave(&[3, 4, 8], 0.8, 1.0));
+    let shape = [3, 6, 3, 5];
+    let relu = DynamicRelu::new(6, 8, &mut init());
+    layer_case("dynamic-relu", relu, shape, |relu, x| {
+        relu.forward(x, token.clone())
+    });
+    let former = Former::new(8, &mut init());
+    layer_case("tokens", former, [3, 4, 8], |former, z| former.forward(z));
+    let to_map = FormerToMobile::new(6, 8, &mut init());
+    layer_case("tokens-to-map", to_map, shape, |bridge, x| {
+        bridge.forward(x, tokens.clone())
+    });
+
+    // Map in, tokens out.
+    let (case, fixtures) = ("map-to-tokens", fixtures());
+    let to_tokens = fill(MobileToFormer::new(6, 8, &mut init()));
+    let x: Tensor<4> = tensor(&wave(&shape, 0.5, 1.0)).require_grad();
+    let z = to_tokens.forward(&x, tokens);
+    assert_close(
+        &fixtures,
+        &format!("{case}/output"),
+        &values(z.clone()),
+        FORWARD,
+    );
+    let weights: Tensor<3> = tensor(&wave(&z.dims(), 1.0, 1.0));
+    assert_gradients(
+        &fixtures,
+        case,
+        &to_tokens,
+        x,
+        (z * weights).sum(),
+        BACKWARD,
+    );
+}
+
+/// All kinds of rows, with skip and without; `ROWS` in `tools/mobile_former.py`.
+const MINI: Table = Table {
+    stem: 8,
+    stem_stride: 1,
+    tokens: [3, 32],
+    groups: 1,
+    rows: &[
+        Row::Lite {
+            expand: 2,
+            out: 8,
+            stride: 1,
+        },
+        Row::Down {
+            expand: 3,
+            out: 12,
+            expand2: 2,
+        },
+        Row::Flat { expand: 2, out: 12 },
+        Row::Down {
+            expand: 2,
+            out: 16,
+            expand2: 2,
+        },
+        Row::Flat { expand: 2, out: 20 },
+    ],
+    widen: None,
+};
+
+fn mini(groups: usize) -> MobileFormer {
+    let table = Table { groups, ..MINI };
+    let build = Build {
+        stride: 4,
+        inputs: 3,
+    };
+    fill(MobileFormer::new(&table, build, &mut init()))
+}
+
+#[test]
+fn a_mobile_former_equals_pytorch_on_whole_images_and_quarters_in_both_modes() {
+    let fixtures = fixtures();
+    let whole: Tensor<4> = tensor(&wave(&[2, 3, 16, 16], 0.5, 1.0));
+    let quarter = whole.clone().slice([0..2, 0..3, 0..8, 0..8]);
+    for (name, groups) in [("mini", 1), ("mini-groups", 4)] {
+        for (pass, x) in [("whole", &whole), ("quarter", &quarter), ("train", &whole)] {
+            let case = format!("{name}/{pass}");
+            let network = match pass {
+                "train" => mini(groups),
+                _ => evaluation(mini(groups)),
+            };
+            let x = x.clone().detach().require_grad();
+            let (map, tokens) = network.forward_with_tokens(x.clone());
+            assert_close(
+                &fixtures,
+                &format!("{case}/map"),
+                &values(map.clone()),
+                1e-4,
+            );
+            assert_close(
+                &fixtures,
+                &format!("{case}/tokens"),
+                &values(tokens.clone()),
+                1e-4,
+            );
+            let map_weights: Tensor<4> = tensor(&wave(&map.dims(), 1.0, 1.0));
+            let token_weights: Tensor<3> = tensor(&wave(&tokens.dims(), 1.0, 1.0));
+            let loss = (map * map_weights).mean() + (tokens * token_weights).mean();
+            assert_gradients(&fixtures, &case, &network, x, loss, 1e-4);
+            assert_running_statistics(&fixtures, &case, &network);
+        }
+    }
 }
 
 #[test]
@@ -260,6 +396,7 @@ fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
             let error = model.forward(x.clone()) - y.clone();
             (error.clone() * error).mean()
         },
+        give_up,
         |_, report| {
             losses.push(report.loss);
             Ok(Stop::No)

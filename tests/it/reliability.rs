@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qbheat::random::{Purpose, stream};
 use rand::RngExt;
 
-use crate::support::{command, losses, qbheat, read_tensors, stderr, write_images};
+use crate::support::{command, json, losses, qbheat, read_tensors, stderr, write_images};
 
 const STEPS: u64 = 24;
 
@@ -95,13 +95,15 @@ fn assert_same(run: &Path, reference: &Path) {
 #[test]
 fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
     let setup = Setup::new();
-    let reference = setup.uninterrupted("reference", &[]);
+    let encoders = ["mobilenet-tiny", "mf-tiny"];
+    let references = encoders.map(|encoder| setup.uninterrupted(encoder, &["--encoder", encoder]));
     let mut all_kills = 0;
     for seed in 0..6 {
         let name = format!("killed-{seed}");
         let run = setup.run(&name);
         let mut random = stream(seed, Purpose::Sample, 0, 0);
-        let mut arguments = setup.pretrain(&name, &[]);
+        let kind = seed as usize % 2;
+        let mut arguments = setup.pretrain(&name, &["--encoder", encoders[kind]]);
         loop {
             let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
                 .stdout(Stdio::null())
@@ -113,8 +115,9 @@ fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
             let delay = if random.random_bool(0.25) {
                 random.random_range(0..200)
             } else {
+                // More than there are lets it run to its end.
                 let steps = logged_steps(&run) + random.random_range(1..6);
-                wait_for_steps(&run, steps.min(STEPS as usize), &mut child);
+                wait_for_steps(&run, steps, &mut child);
                 random.random_range(0..30)
             };
             sleep(Duration::from_millis(delay));
@@ -132,7 +135,7 @@ fn a_run_that_is_killed_at_random_points_equals_one_that_was_not() {
                 arguments = vec!["resume".into(), run.to_str().unwrap().into()];
             }
         }
-        assert_same(&run, &reference);
+        assert_same(&run, &references[kind]);
     }
     assert!(
         all_kills >= 12,
@@ -329,18 +332,173 @@ fn a_run_needs_neither_the_weights_it_began_with_nor_the_folder_it_was_started_i
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_with_a_word_in_its_log() {
+fn a_loss_that_is_no_number_stops_the_run_and_can_be_played_again() {
     let setup = Setup::new();
-    let arguments = setup.pretrain("run", &["--set", "optim.learning_rate=1e30"]);
-    let output = qbheat(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    for allowed in [0, 2] {
+        let name = format!("skips-{allowed}");
+        let skip = format!("run.skip_non_finite={allowed}");
+        let more = ["--set", "optim.learning_rate=1e30", "--set", &skip];
+        let output = qbheat(
+            &setup
+                .pretrain(&name, &more)
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+        );
+        assert_eq!(output.status.code(), Some(1));
+        let text = stderr(&output);
+        assert!(
+            text.contains("NaN") && text.contains("learning_rate"),
+            "{text}"
+        );
+        let run = setup.run(&name);
+        let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
+        let bad: Vec<serde_json::Value> = events
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|event: &serde_json::Value| event["kind"] == "non-finite")
+            .collect();
+        let skipped: Vec<bool> = bad
+            .iter()
+            .map(|event| event["skipped"].as_bool().unwrap())
+            .collect();
+        let expected: Vec<bool> = (0..=allowed).map(|k| k < allowed).collect();
+        assert_eq!(skipped, expected);
+
+        let answer = json(&qbheat(&["replay", run.to_str().unwrap(), "--json"]));
+        assert_eq!(answer["same"], true, "{answer}");
+        assert_eq!(answer["replay"]["step"], bad.last().unwrap()["step"]);
+        assert_eq!(answer["replay"]["files"].as_array().unwrap().len(), 8);
+        assert!(
+            !answer["replay"]["bad_gradients"]
+                .as_array()
+                .unwrap()
+                .is_empty()
+        );
+    }
+    let fine = setup.uninterrupted("fine", &[]);
+    let output = qbheat(&["replay", fine.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no bad step"));
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_a_run_until_the_first_is_gone() {
+    let setup = Setup::new();
+    let reference = setup.uninterrupted("reference", &[]);
+    let arguments = setup.pretrain("run", &[]);
+    let mut child = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = setup.run("run");
+    wait_for_steps(&run, 1, &mut child);
+    let output = resume(&run);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("another process"),
+        "{}",
+        stderr(&output)
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = resume(&run);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same(&run, &reference);
+}
+
+#[test]
+fn a_checkpoint_of_another_network_or_version_is_named_and_passed_over() {
+    let setup = Setup::new();
+    let reference = setup.uninterrupted("reference", &[]);
+    let other = setup.uninterrupted("other", &["--encoder", "mf-tiny"]);
+    let newest = format!("checkpoints/step-{STEPS:09}");
+    let run = copy(&reference, &setup.run("foreign"));
+    fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    copy(&other.join("checkpoints"), &run.join("checkpoints"));
+    let output = resume(&run);
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
     assert!(
-        text.contains("NaN") && text.contains("learning_rate"),
+        text.contains(&newest) && text.contains("tensor `encoder."),
         "{text}"
     );
-    let events = fs::read_to_string(setup.run("run").join("events.jsonl")).unwrap();
-    let last: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
-    assert_eq!(last["kind"], "non-finite");
-    assert_eq!(last["step"], logged_steps(&setup.run("run")) + 1);
+
+    let run = copy(&reference, &setup.run("newer"));
+    let manifest = run.join(&newest).join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(
+        &manifest,
+        text.replacen("\"format\": 1", "\"format\": 2", 1),
+    )
+    .unwrap();
+    fs::remove_file(
+        run.join(format!("checkpoints/step-{:09}", STEPS - 3))
+            .join("model.safetensors"),
+    )
+    .unwrap();
+    fs::remove_file(run.join("encoder.safetensors")).unwrap();
+    let output = resume(&run);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("format 2") && text.contains("model.safetensors cannot be read"),
+        "{text}"
+    );
+    assert_same(&run, &reference);
+}
+
+/// Runs a command with a fresh file system of `bytes` at `folder`, where the system lets us make one; the answer is
+/// none where it does not.
+#[cfg(target_os = "linux")]
+fn with_small_disk(folder: &Path, bytes: u64, script: &str) -> Option<std::process::Output> {
+    let mount = format!("mount -t tmpfs -o size={bytes} none '{}'", folder.display());
+    let inside = |script: &str| {
+        std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+            .output()
+    };
+    let possible = inside(&mount).is_ok_and(|output| output.status.success());
+    possible.then(|| inside(&format!("{mount} && {script}")).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named_and_the_run_goes_on_once_there_is_room() {
+    let setup = Setup::new();
+    let reference = setup.uninterrupted("reference", &[]);
+    let checkpoint: u64 = fs::read_dir(reference.join(format!("checkpoints/step-{STEPS:09}")))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    let disk = setup.home.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mut arguments = setup.pretrain("run", &[]);
+    let out = arguments.iter().position(|a| a == "--out").unwrap() + 1;
+    arguments[out] = disk.join("run").to_str().unwrap().into();
+    // Room for two checkpoints and a half: the third fails.
+    let script = format!(
+        "'{program}' {arguments}; echo code $?; df --output=avail '{disk}'; mount -o remount,size={more} '{disk}' && \
+         '{program}' resume '{disk}/run' && cp -r '{disk}/run' '{copy}'",
+        program = env!("CARGO_BIN_EXE_qbheat"),
+        arguments = arguments
+            .iter()
+            .map(|a| format!("'{a}'"))
+            .collect::<Vec<_>>()
+            .join(" "),
+        disk = disk.display(),
+        more = 20 * checkpoint,
+        copy = setup.run("survivor").display(),
+    );
+    let Some(output) = with_small_disk(&disk, checkpoint * 5 / 2, &script) else {
+        eprintln!("no file system can be mounted here; not tested");
+        return;
+    };
+    let (text, said) = (stderr(&output), String::from_utf8_lossy(&output.stdout));
+    assert!(said.contains("code 1"), "{said}{text}");
+    assert!(text.contains("No space left on device"), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(output.status.success(), "{text}");
+    assert_same(&setup.run("survivor"), &reference);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use qbheat::nn::{Named, StateDict};
 use serde_json::Value;
@@ -77,23 +77,36 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
 }
 
+/// The module in evaluation mode, but still on the device that records gradients.
+pub fn evaluation<M: Module>(module: M) -> M {
+    struct Evaluation;
+    impl ModuleMapper for Evaluation {
+        fn map_flag(&mut self, _flag: Param<Flag>) -> Param<Flag> {
+            Param::from_bool(false)
+        }
+    }
+    module.map(&mut Evaluation)
+}
+
 /// Gradients of all parameters by path.
 pub fn gradients(module: &impl Module, gradients: &Gradients) -> BTreeMap<String, Vec<f32>> {
     struct Visitor<'a> {
-        path: Vec<String>,
+        path: Vec<Option<String>>,
         gradients: &'a Gradients,
         found: BTreeMap<String, Vec<f32>>,
     }
     impl ModuleVisitor for Visitor<'_> {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            let named = !container.starts_with("Enum:");
+            self.path.push(named.then(|| name.to_owned()));
         }
         fn exit_module(&mut self, _name: &str, _container: &str) {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad(self.gradients) {
-                self.found.insert(self.path.join("."), values(gradient));
+                let path: Vec<&str> = self.path.iter().flatten().map(String::as_str).collect();
+                self.found.insert(path.join("."), values(gradient));
             }
         }
     }

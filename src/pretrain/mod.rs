@@ -1,0 +1,368 @@
+//! Pre-training runs: the methods by name, and what surrounds the training loop.
+
+mod bad_step;
+mod bench;
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::RngExt;
+
+use crate::config::Config;
+use crate::data::{Batch, Dataset, Index};
+use crate::encoder::{self, Build, Encoder};
+use crate::error::{Error, Result};
+use crate::heat::{QbHeat, Quadrant};
+use crate::nn::Init;
+use crate::observe::Observer;
+use crate::random::{self, Purpose};
+use crate::train::{INDEX_FILE, RunFolder, Schedule, write_durably};
+
+pub use bad_step::{Replay, replay};
+pub use bench::{BenchResult, bench};
+use run::Run;
+
+/// A network that pre-trains an encoder: what the training loop needs to know of a method.
+pub trait PretrainModel: Module {
+    /// Loss of a batch on `device`, `[1]`.
+    fn loss(&self, batch: &Images, seed: u64) -> Tensor<1>;
+    /// The encoder inside.
+    fn encoder(&self) -> &Encoder;
+    /// The same network around another encoder of the same shape.
+    fn with_encoder(self, encoder: Encoder) -> Self;
+    /// The loss that needs no learning, estimated on some batches.
+    fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64;
+    /// Figures of its own to log once an epoch.
+    fn metrics(&self) -> Vec<(&'static str, f64)>;
+}
+
+/// A batch on the device.
+pub struct Images {
+    /// `[N, channels, H, W]`, normalised.
+    pub pixels: Tensor<4>,
+    /// Numbers of the images in the data set.
+    pub indices: Vec<usize>,
+    /// The epoch it belongs to.
+    pub epoch: u64,
+}
+
+impl Images {
+    /// Puts a batch on `device`.
+    pub fn new(batch: Batch, device: &Device) -> Self {
+        Self {
+            pixels: Tensor::from_data(TensorData::new(batch.pixels, batch.shape), device),
+            indices: batch.indices,
+            epoch: batch.epoch,
+        }
+    }
+
+    /// The visible quadrant of each image: a pure function of seed, epoch and image.
+    pub fn quadrants(&self, seed: u64) -> Vec<Quadrant> {
+        self.indices
+            .iter()
+            .map(|&index| {
+                let mut random = random::stream(seed, Purpose::Quadrant, self.epoch, index as u64);
+                Quadrant::ALL[random.random_range(0..4)]
+            })
+            .collect()
+    }
+}
+
+impl PretrainModel for QbHeat {
+    fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {
+        self.loss(batch.pixels.clone(), &batch.quadrants(seed))
+    }
+
+    fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    fn with_encoder(mut self, encoder: Encoder) -> Self {
+        self.encoder = encoder;
+        self
+    }
+
+    fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64 {
+        let share = 1.0 / batches.len() as f32;
+        let average = batches
+            .iter()
+            .map(|batch| self.average_patch(batch.pixels.clone()) * share)
+            .reduce(|sum, patch| sum + patch)
+            .expect("there is at least one batch");
+        let losses = batches.iter().map(|batch| {
+            let quadrants = batch.quadrants(seed);
+            let loss = self.trivial_loss(batch.pixels.clone(), &quadrants, average.clone());
+            f64::from(loss.into_scalar::<f32>())
+        });
+        losses.sum::<f64>() * f64::from(share)
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        vec![("commutator", self.propagator.commutator())]
+    }
+}
+
+/// A QB-Heat network with fresh weights.
+pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
+    let mut init = Init::new(config.seed, device);
+    let build = Build {
+        stride: config.encoder.stride,
+        inputs: config.data.channels,
+    };
+    let encoder = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
+    Ok(QbHeat::new(&config.qb_heat, encoder, build, &mut init))
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The run folder.
+    pub run: PathBuf,
+    /// Steps taken in all.
+    pub steps: u64,
+    /// Steps that were planned.
+    pub planned: u64,
+    /// Loss of the first step that this process took, and of the last.
+    pub losses: Option<(f32, f32)>,
+    /// Loss of the trivial predictor.
+    pub trivial_loss: f64,
+    /// Images a second over the steps that this process took.
+    pub images_per_s: f64,
+    /// Images that became unreadable during the run, so that others stood in for them.
+    pub bad_images: usize,
+}
+
+impl Outcome {
+    /// Whether it was stopped before its end.
+    pub fn stopped(&self) -> bool {
+        self.steps < self.planned
+    }
+}
+
+/// What surrounds a run.
+pub struct Surroundings<'a> {
+    /// Told how it goes.
+    pub observer: &'a dyn Observer,
+    /// Asked after each step whether to stop.
+    pub stop: &'a dyn Fn() -> bool,
+}
+
+/// Starts a run in a new folder.
+pub fn start(
+    config: &Config,
+    dataset: &Dataset,
+    out: &Path,
+    around: &Surroundings,
+) -> Result<Outcome> {
+    check_size(config, dataset)?;
+    let run = RunFolder::create(out, &config.to_toml())?;
+    let run = Run::new(run, config, dataset, around)?;
+    write_index(&run.folder, dataset)?;
+    run.go(None)
+}
+
+/// The images of a run that goes on, numbered as they were when it was started. Where they are not the same any more
+/// that is an error, or, with `accept_changed`, they are taken as they are now.
+pub fn reopen_data(
+    run: &RunFolder,
+    config: &Config,
+    accept_changed: bool,
+    observer: &dyn Observer,
+) -> Result<Dataset> {
+    let path = run.file(INDEX_FILE);
+    let index = match std::fs::read(&path) {
+        Ok(bytes) => Index::from_bytes(bytes).map_err(|reason| {
+            let remedy = "restore it, or remove it to take the images as they are now";
+            Error::data(&path, format!("damaged ({reason}); {remedy}"))
+        })?,
+        // Killed before it had one, a run has not used its images yet; and old runs have none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return open_anew(run, config, observer);
+        }
+        Err(error) => return Err(Error::io(&path)(error)),
+    };
+    match Dataset::reopen(&config.data, config.seed, &index, observer) {
+        Err(Error::DataChanged { changes, .. }) if accept_changed => {
+            observer.note(&format!("going on with changed images: {changes}"));
+            open_anew(run, config, observer)
+        }
+        reopened => reopened,
+    }
+}
+
+fn open_anew(run: &RunFolder, config: &Config, observer: &dyn Observer) -> Result<Dataset> {
+    let dataset = Dataset::open(&config.data, config.seed, observer)?;
+    write_index(run, &dataset)?;
+    Ok(dataset)
+}
+
+fn write_index(run: &RunFolder, dataset: &Dataset) -> Result<()> {
+    write_durably(&run.file(INDEX_FILE), &dataset.index().to_bytes())
+}
+
+/// Refuses a batch that is larger than the training images.
+pub fn check_size(config: &Config, dataset: &Dataset) -> Result<()> {
+    let images = dataset.train.len();
+    if config.optim.batch_size > images {
+        return Err(Error::BatchTooLarge {
+            batch_size: config.optim.batch_size,
+            images,
+        });
+    }
+    Ok(())
+}
+
+/// The configuration of a run, with more epochs where its schedule says how.
+pub fn resumed_config(run: &RunFolder, epochs: Option<usize>) -> Result<Config> {
+    let path = run.file(crate::train::CONFIG_FILE);
+    let mut config = Config::load(Some(&path), &[])?;
+    let Some(epochs) = epochs.filter(|&epochs| epochs != config.optim.epochs) else {
+        return Ok(config);
+    };
+    if epochs < config.optim.epochs {
+        return Err(Error::Refused(format!(
+            "--epochs {epochs}: the run is planned for {} epochs and cannot be made shorter; stop it with Ctrl-C",
+            config.optim.epochs
+        )));
+    }
+    if config.optim.schedule == Schedule::Cosine {
+        return Err(Error::Refused(format!(
+            "--epochs {epochs}: the learning rate of this run follows a cosine that ends at 0 after {} epochs, so \
+             there is no rate for later ones; start a new run with `--init {}`, or use optim.schedule = \"constant\" \
+             for runs that may grow",
+            config.optim.epochs,
+            run.path().display()
+        )));
+    }
+    config.optim.epochs = epochs;
+    config.resolve()?;
+    run.write_config(&config.to_toml())?;
+    Ok(config)
+}
+
+/// Goes on from the newest checkpoint that verifies.
+pub fn resume(
+    run: RunFolder,
+    config: &Config,
+    dataset: &Dataset,
+    around: &Surroundings,
+) -> Result<Outcome> {
+    check_size(config, dataset)?;
+    let run = Run::new(run, config, dataset, around)?;
+    let checkpoints = run.folder.checkpoints(config.run.keep_checkpoints);
+    if checkpoints.is_empty() {
+        around
+            .observer
+            .note("the run died before its first checkpoint; beginning anew");
+        return run.go(None);
+    }
+    let (checkpoint, problems) = checkpoints.newest_valid()?;
+    for problem in problems {
+        around
+            .observer
+            .note(&format!("passed over a checkpoint: {problem}"));
+    }
+    let found = (
+        checkpoint.position.seed,
+        checkpoint.position.steps_per_epoch,
+    );
+    let expected = (config.seed, steps_per_epoch(config, dataset));
+    // Other images, which `reopen_data` only lets pass where that was asked for, may make longer or shorter epochs.
+    let same_data = [String::new(), run.fingerprint.clone()].contains(&checkpoint.position.data);
+    if found.0 != expected.0 || found.1 != expected.1 && same_data {
+        return Err(Error::Foreign {
+            path: run.folder.path().to_owned(),
+            message: format!(
+                "its checkpoint belongs to seed {} and {} steps an epoch, configuration and data now give seed {} \
+                 and {} steps; restore them as they were",
+                found.0, found.1, expected.0, expected.1
+            ),
+        });
+    }
+    around.observer.note(&format!(
+        "going on after step {} of {}",
+        checkpoint.position.step,
+        config.optim.epochs as u64 * expected.1
+    ));
+    run.go(Some(checkpoint))
+}
+
+fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {
+    (dataset.train.len() / config.optim.batch_size) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Silent;
+    use crate::train::{ENCODER_FILE, fault};
+
+    /// Two steps on eight small images.
+    fn config(data: &Path) -> Config {
+        let settings = [
+            ("data.path", data.to_str().unwrap()),
+            ("image_size", "16"),
+            ("encoder.stride", "4"),
+            ("optim.batch_size", "4"),
+            ("optim.epochs", "1"),
+            ("qb_heat.decoder.depth", "0"),
+            ("run.checkpoint_every", "1"),
+            ("run.keep_checkpoints", "1"),
+            ("run.watch_every", "0"),
+        ];
+        Config::load(
+            None,
+            &settings.map(|(key, value)| (key.into(), value.into())),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn whichever_write_fails_the_run_goes_on_to_the_same_end() {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("set");
+        std::fs::create_dir(&data).unwrap();
+        for i in 0..8u8 {
+            image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8 * i, y as u8, i]))
+                .save(data.join(format!("{i}.png")))
+                .unwrap();
+        }
+        let config = config(&data);
+        let dataset = Dataset::open(&config.data, config.seed, &Silent).unwrap();
+        let around = Surroundings {
+            observer: &Silent,
+            stop: &|| false,
+        };
+        let begin = |run: &Path| start(&config, &dataset, run, &around);
+        let encoder = |run: &Path| std::fs::read(run.join(ENCODER_FILE)).unwrap();
+        let reference = home.path().join("reference");
+        begin(&reference).unwrap();
+        let mut failures = 0;
+        for k in 1.. {
+            let run = home.path().join(format!("run-{k}"));
+            fault::fail_at(k);
+            let outcome = begin(&run);
+            let untouched = fault::is_pending();
+            fault::fail_at(0);
+            if untouched {
+                outcome.unwrap();
+                break;
+            }
+            // The last clean-up of old checkpoints may fail without harm.
+            if let Err(error) = outcome {
+                failures += 1;
+                assert!(error.to_string().contains("injected"), "write {k}: {error}");
+                let again = match RunFolder::open(&run) {
+                    Ok(folder) => resume(folder, &config, &dataset, &around),
+                    // Before it had a configuration it had not begun.
+                    Err(_) => begin(&run),
+                };
+                again.unwrap_or_else(|error| panic!("after write {k} failed: {error}"));
+            }
+            assert!(encoder(&run) == encoder(&reference), "write {k}");
+        }
+        assert!(failures > 40, "only {failures} writes were tried");
+    }
+}
