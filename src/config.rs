@@ -425,6 +425,8 @@ mod tests {
             ("encoder.stride=16", "strides of mobilenet-tiny"),
             ("optim.betas=0.9", "list of 2"),
             ("qb_heat.normalise_patches=1", "true or false"),
+            ("data.channels=2", "1 for luma or 3 for RGB"),
+            ("data.background=[0,0,256]", "from 0 to 255"),
         ] {
             let key = setting.split('=').next().unwrap();
             let text = message(&[setting]);

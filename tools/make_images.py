@@ -1,7 +1,8 @@
-"""Makes tests/fixtures/images/: one small file of each kind of image, and what Pillow or arithmetic says is in it.
+"""Makes tests/fixtures/images/: one small file of each kind of image, and what Pillow or arithmetic says is in it; and
+tests/fixtures/refused/: kinds that qbheat does not read.
 
     pip install pillow numpy safetensors
-    python3 tools/make_images.py tests/fixtures/images
+    python3 tools/make_images.py tests/fixtures
 
 `expected.safetensors` holds [height, width, 3] bytes for each file, and under NAME.luma the [height, width] bytes of
 one channel. Pillow cannot write interlaced or 16-bit colour PNGs, nor 16-bit colour TIFFs, so these are put together
@@ -18,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[1]) / "images"
+REFUSED = Path(sys.argv[1]) / "refused"
 HEIGHT, WIDTH = 14, 20
 BACKGROUND = (255, 255, 255)
 EXPECTED: dict[str, np.ndarray] = {}
@@ -200,10 +202,20 @@ def others() -> None:
     keep("grey-16.pgm", header + GREY16.astype(">u2").tobytes(), to_8(GREY16))
 
 
-FOLDER.mkdir(parents=True, exist_ok=True)
-for old in FOLDER.iterdir():
-    old.unlink()
+def refused() -> None:
+    rgb, grey = Image.fromarray(RGB), Image.fromarray(GREY)
+    rgb.quantize(16).save(REFUSED / "palette.tiff")
+    rgb.convert("YCbCr").save(REFUSED / "ycbcr.tiff")
+    grey.convert("F").save(REFUSED / "float.tiff")
+    grey.convert("I").save(REFUSED / "int32.tiff")
+
+
+for folder in (FOLDER, REFUSED):
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
 jpegs()
 pngs()
 others()
+refused()
 save_file(EXPECTED, FOLDER / "expected.safetensors")

@@ -250,9 +250,9 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     }
     let bad_images = match outcome.bad_images {
         0 => String::new(),
-        count => format!(
-            "\n{count} images became unreadable and were replaced; `qbheat check` lists them"
-        ),
+        count => {
+            format!("\nbecame unreadable and were replaced: {count} (`qbheat check` lists them)")
+        }
     };
     let loss = match (first, last) {
         (Some(first), Some(last)) => format!(

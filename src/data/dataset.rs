@@ -262,12 +262,17 @@ impl Images {
     }
 
     /// An image, and those that were asked for before it and could not be read any more: then the next readable one of
-    /// the same class and the same part of the split stands in.
+    /// the same class and part of the split stands in, or of the same part where the class has none left.
     pub fn picture(&self, index: usize) -> Result<(Cow<'_, Picture>, Vec<BadImage>)> {
-        let alike = |&other: &usize| {
-            self.roles[other] == self.roles[index] && self.labels[other] == self.labels[index]
+        let following = || {
+            let all = (index..self.len()).chain(0..index);
+            all.filter(|&other| self.roles[other] == self.roles[index])
         };
-        let following = (index..self.len()).chain(0..index).filter(alike);
+        let same_class = |&other: &usize| self.labels[other] == self.labels[index];
+        let other_class = |other: &usize| !same_class(other);
+        let following = following()
+            .filter(same_class)
+            .chain(following().filter(other_class));
         let mut passed_over = Vec::new();
         for candidate in following.take(MAX_REPLACEMENTS) {
             match self.read(candidate) {
@@ -299,17 +304,16 @@ impl Images {
     }
 }
 
-/// Most headers lie in so many bytes.
-const HEADER_BYTES: u64 = 64 << 10;
-
+/// Reads no more of a file than its header needs.
 fn header(source: &Source, entry: &Entry) -> Result<Header, String> {
-    let start = source.read_start(entry, HEADER_BYTES)?;
-    decode::header(&start).or_else(|reason| {
-        if entry.bytes <= HEADER_BYTES {
-            return Err(reason);
+    // Where metadata stand before the header, a longer piece is tried, and the whole file in the end.
+    let mut limit = 4 << 10;
+    loop {
+        match decode::header(&source.read_start(entry, limit)?) {
+            Err(_) if limit < entry.bytes => limit *= 16,
+            read => return read,
         }
-        decode::header(&source.read(entry)?)
-    })
+    }
 }
 
 /// Runs `work` over every entry, on all cores.

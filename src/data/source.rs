@@ -15,7 +15,7 @@ static BUILTIN_TAR: &[u8] = include_bytes!("../../assets/cifar10-6000.tar");
 
 /// Larger files are no images that this program would decode.
 const MAX_FILE_BYTES: u64 = 512 << 20;
-const MAX_LABEL_BYTES: u64 = 64 << 10;
+const MAX_LABEL_BYTES: u64 = 1 << 20;
 const MAX_SHARDS: u64 = 100_000;
 /// Fields of a `.json` beside an image that may hold its class, the first that is there counts.
 const LABEL_FIELDS: &[&str] = &["cls", "label", "class"];
@@ -114,6 +114,11 @@ impl Source {
 
     /// The bytes of an image.
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, String> {
+        self.read_start(entry, MAX_FILE_BYTES)
+    }
+
+    /// The first bytes of an image, `limit` at most.
+    pub fn read_start(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>, String> {
         if entry.bytes > MAX_FILE_BYTES {
             return Err(format!(
                 "the file has {} MiB, images have at most {}",
@@ -121,11 +126,6 @@ impl Source {
                 MAX_FILE_BYTES >> 20
             ));
         }
-        self.read_start(entry, MAX_FILE_BYTES)
-    }
-
-    /// The first bytes of an image, `limit` at most.
-    pub fn read_start(&self, entry: &Entry, limit: u64) -> Result<Vec<u8>, String> {
         let read = || match &entry.location {
             Location::Below => read_file(&self.path.join(&*entry.name), limit),
             Location::At(path) => read_file(path, limit),
@@ -269,6 +269,7 @@ impl Source {
                         if kind == LabelKind::Text || !labels.contains_key(key) {
                             labels.insert(key.into(), label);
                         }
+                        continue;
                     }
                     Ok(None) => {}
                     Err(reason) => self.bad_labels.push(format!("{name}: {reason}")),
@@ -401,6 +402,9 @@ fn read_label(reader: &mut impl Read, kind: LabelKind) -> Result<Option<String>,
         .take(MAX_LABEL_BYTES)
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 == MAX_LABEL_BYTES {
+        return Err(format!("larger than {} MiB", MAX_LABEL_BYTES >> 20));
+    }
     let label = match kind {
         LabelKind::Text => String::from_utf8(bytes).map_err(|_| "it is not text")?,
         LabelKind::Json => {

@@ -191,7 +191,7 @@ pub fn reopen_data(
             let remedy = "restore it, or remove it to take the images as they are now";
             Error::data(&path, format!("damaged ({reason}); {remedy}"))
         })?,
-        // Killed before it had one, a run has not looked at its images yet.
+        // Killed before it had one, a run has not used its images yet; and old runs have none.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return open_anew(run, config, observer);
         }

@@ -1,17 +1,13 @@
 //! Every kind of image is what Pillow or arithmetic says (`tools/make_images.py`).
 
-use std::path::Path;
-
 use qbheat::data::{DataConfig, Dataset, Picture};
 use qbheat::observe::Silent;
 use safetensors::SafeTensors;
 
+use crate::support::fixtures;
+
 /// JPEG leaves the inverse cosine transform and the colours between two samples to the decoder.
 const JPEG_TOLERANCE: u8 = 3;
-
-fn fixtures() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
-}
 
 fn pictures(config: DataConfig) -> Vec<(String, Picture)> {
     let config = DataConfig {

@@ -1,6 +1,8 @@
 //! All integration tests in one program: linking one is faster than linking many.
 
+mod bad_images;
 mod bad_input;
+mod changed_data;
 mod closed_forms;
 mod command_line;
 mod data;
@@ -9,4 +11,5 @@ mod images;
 mod learning;
 mod reference;
 mod reliability;
+mod sources;
 mod support;

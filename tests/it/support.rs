@@ -1,7 +1,7 @@
 //! What several tests need.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -48,6 +48,11 @@ pub fn write_images(folder: &Path, classes: &[&str], each: usize, side: u32) {
             .unwrap();
         }
     }
+}
+
+/// Images of every kind, made by `tools/make_images.py`.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
 }
 
 /// scale·sin(0.7123·i + phase): what `tools/make_fixtures.py` calls `wave`.
