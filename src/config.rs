@@ -128,6 +128,7 @@ impl Config {
         ImageForm {
             size: self.image_size,
             channels: self.data.channels,
+            stride: self.encoder.stride,
         }
     }
 

@@ -45,13 +45,15 @@ pub struct Metadata {
     pub seed: u64,
 }
 
-/// Size and channels of the images that a network is given.
+/// The images that a network is given, and what it makes of them.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageForm {
     /// Height and width.
     pub size: ImageSize,
     /// 1 or 3.
     pub channels: usize,
+    /// Image pixels a position of the feature map; 0 chooses the one that fits the size.
+    pub stride: usize,
 }
 
 impl Metadata {
@@ -60,6 +62,7 @@ impl Metadata {
         ImageForm {
             size: self.image_size,
             channels: self.mean.len(),
+            stride: self.stride,
         }
     }
 }
@@ -81,8 +84,7 @@ impl Weights {
     /// `seed`, for images as `images` has them.
     pub fn open(name: &str, seed: u64, images: ImageForm) -> Result<Self> {
         if let Some(encoder) = name.strip_prefix(UNTRAINED) {
-            let stride = encoder::find(encoder)?.default_stride(images.size.shorter());
-            return Self::untrained(encoder, seed, images, stride);
+            return Self::untrained(encoder, seed, images);
         }
         if name == SHIPPED {
             return Self::from_bytes(SHIPPED_FILE, Path::new(name));
@@ -114,13 +116,18 @@ impl Weights {
         Ok(weights)
     }
 
-    fn untrained(name: &str, seed: u64, images: ImageForm, stride: usize) -> Result<Self> {
+    fn untrained(name: &str, seed: u64, images: ImageForm) -> Result<Self> {
         let device = crate::device().autodiff();
+        let spec = encoder::find(name)?;
+        let stride = match images.stride {
+            0 => spec.default_stride(images.size.shorter()),
+            stride => stride,
+        };
         let build = Build {
             stride,
             inputs: images.channels,
         };
-        let encoder = encoder::find(name)?.build(build, &mut Init::new(seed, &device))?;
+        let encoder = spec.build(build, &mut Init::new(seed, &device))?;
         let (mean, std) = colour_statistics(images.channels);
         Ok(Self {
             metadata: Metadata {
@@ -168,7 +175,7 @@ impl Weights {
             )));
         }
         let name = path.display().to_string();
-        let blank = Self::untrained(&metadata.encoder, 0, metadata.images(), metadata.stride)?;
+        let blank = Self::untrained(&metadata.encoder, 0, metadata.images())?;
         Ok(Self {
             encoder: tensors.load_into(blank.encoder).map_err(weights)?,
             metadata,

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use qbheat::config::Config;
 use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
+use qbheat::pretrain::resumed_config;
 use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data, reestimate_batch_norm};
-use qbheat::train::{CONFIG_FILE, RunFolder};
+use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
 use serde_json::json;
 
@@ -87,10 +87,11 @@ impl Probe {
             .map(|path| RunFolder::open(path))
             .transpose()?;
         let mut images = match &into {
-            Some(run) => Config::load(Some(&run.file(CONFIG_FILE)), &[])?.images(),
+            Some(run) => resumed_config(run, None)?.images(),
             None => ImageForm {
                 size: ImageSize::square(64),
                 channels: 3,
+                stride: 0,
             },
         };
         images.size = self.image_size.unwrap_or(images.size);
@@ -112,11 +113,16 @@ impl Probe {
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         use_threads(self.common.threads.unwrap_or(threads));
+        // As the run's own images were prepared.
+        let prepared = match into.as_ref().or(weights.run.as_ref()) {
+            Some(run) => resumed_config(run, None)?.data,
+            None => DataConfig::default(),
+        };
         let open = |path: &PathBuf| {
             let data = DataConfig {
                 path: path.clone(),
                 channels: images.channels,
-                ..DataConfig::default()
+                ..prepared.clone()
             };
             let dataset = Dataset::open(&data, seed, progress)?;
             progress.note(&describe_data(&dataset));

@@ -252,7 +252,6 @@ pub fn resumed_config(run: &RunFolder, epochs: Option<usize>) -> Result<Config> 
     }
     config.optim.epochs = epochs;
     config.resolve()?;
-    run.write_config(&config.to_toml())?;
     Ok(config)
 }
 
@@ -294,6 +293,9 @@ pub fn resume(
                 found.0, found.1, expected.0, expected.1
             ),
         });
+    }
+    if resumed_config(&run.folder, None)?.optim.epochs != config.optim.epochs {
+        run.folder.write_config(&config.to_toml())?;
     }
     around.observer.note(&format!(
         "going on after step {} of {}",

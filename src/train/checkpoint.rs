@@ -232,3 +232,49 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
         path: path.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Init;
+
+    #[test]
+    fn mutated_checkpoints_are_read_or_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
+        let device = crate::device().autodiff();
+        let optimizer = AdamWConfig {
+            betas: [0.9, 0.95],
+            weight_decay: 0.0,
+            clip_norm: 0.0,
+        };
+        let state = TrainState {
+            model: Init::new(0, &device).linear(3, 2),
+            optimizer: AdamW::new(optimizer),
+            step: 1,
+        };
+        let position = Position {
+            step: 1,
+            steps_per_epoch: 1,
+            seed: 0,
+            events_bytes: 0,
+            data: String::new(),
+        };
+        checkpoints.save(&state, position).unwrap();
+        let folder = checkpoints.newest_first().remove(0);
+        for file in [MANIFEST, MODEL] {
+            let path = folder.join(file);
+            let whole = fs::read(&path).unwrap();
+            crate::fuzz::survives(std::slice::from_ref(&whole), 1_000, |bytes| {
+                // The hash catches nearly all of it, so tensors are also read for themselves.
+                let _ = StateDict::from_bytes(bytes);
+                fs::write(&path, bytes).unwrap();
+                if let Ok((checkpoint, _)) = checkpoints.newest_valid() {
+                    let restored = checkpoint.restore(state.model.clone(), optimizer, &device);
+                    assert!(restored.is_ok());
+                }
+            });
+            fs::write(&path, whole).unwrap();
+        }
+    }
+}
