@@ -126,7 +126,7 @@ impl Dataset {
     ) -> Result<Self> {
         if let Some(first) = source.bad_labels.first() {
             observer.note(&format!(
-                "{} files with labels were not understood, the first is {first}",
+                "labels not understood: {}, the first is {first}",
                 source.bad_labels.len()
             ));
         }

@@ -223,6 +223,7 @@ impl Source {
         reader.seek(SeekFrom::Start(0)).map_err(broken)?;
         let first = self.entries.len();
         let mut labels: HashMap<Box<str>, u32> = HashMap::new();
+        let mut bad_labels: HashMap<Box<str>, String> = HashMap::new();
         let mut archive = tar::Archive::new(reader);
         for member in archive.entries_with_seek().map_err(broken)? {
             let mut member = member.map_err(broken)?;
@@ -272,13 +273,18 @@ impl Source {
                         continue;
                     }
                     Ok(None) => {}
-                    Err(reason) => self.bad_labels.push(format!("{name}: {reason}")),
+                    Err(reason) => {
+                        bad_labels.insert(key.into(), format!("{name}: {reason}"));
+                    }
                 }
             }
             self.add(name, bytes, location);
         }
         for entry in &mut self.entries[first..] {
-            entry.label = labels.get(key_of(&entry.name)).copied();
+            let key = key_of(&entry.name);
+            entry.label = labels.get(key).copied();
+            // A file beside no image, such as COCO's annotations, was not meant as a label.
+            self.bad_labels.extend(bad_labels.remove(key));
         }
         Ok(())
     }
