@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::run::Run;
-use super::{Images, PretrainModel, qb_heat};
-use crate::config::{Config, Method};
+use super::{Images, PretrainModel, WithModel, with_model};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::nn::{Named, StateDict};
 use crate::train::{
@@ -137,9 +137,23 @@ impl Replay {
 
 /// Takes the bad step that a run has kept once more.
 pub fn replay(run: &RunFolder, config: &Config) -> Result<Replay> {
-    let device = crate::device().autodiff();
-    match config.method {
-        Method::QbHeat => replay_with(run, config, qb_heat(config, &device)?),
+    with_model(
+        config,
+        &crate::device().autodiff(),
+        KeptStep { run, config },
+    )
+}
+
+struct KeptStep<'a> {
+    run: &'a RunFolder,
+    config: &'a Config,
+}
+
+impl WithModel for KeptStep<'_> {
+    type Output = Replay;
+
+    fn with<M: PretrainModel>(self, model: M) -> Result<Replay> {
+        replay_with(self.run, self.config, model)
     }
 }
 

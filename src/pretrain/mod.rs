@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt;
 
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::data::{Batch, Dataset, Index};
 use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result};
@@ -127,6 +127,22 @@ pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
     };
     let encoder = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
     Ok(QbHeat::new(&config.qb_heat, encoder, build, &mut init))
+}
+
+/// Something to be done with the network of whichever method a configuration names.
+trait WithModel {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn with<M: PretrainModel>(self, model: M) -> Result<Self::Output>;
+}
+
+/// Gives `work` a network with fresh weights of the configuration's method. Methods are picked by name here only.
+fn with_model<W: WithModel>(config: &Config, device: &Device, work: W) -> Result<W::Output> {
+    match config.method {
+        Method::QbHeat => work.with(qb_heat(config, device)?),
+    }
 }
 
 /// How a run ended.

@@ -7,8 +7,10 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::json;
 
-use super::{Images, Outcome, PretrainModel, Surroundings, bad_step, qb_heat, steps_per_epoch};
-use crate::config::{Config, Method};
+use super::{
+    Images, Outcome, PretrainModel, Surroundings, WithModel, bad_step, steps_per_epoch, with_model,
+};
+use crate::config::Config;
 use crate::data::{BadImage, Dataset, Loader, LoaderConfig};
 use crate::encoder::Encoder;
 use crate::error::Result;
@@ -66,9 +68,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn go(&self, from: Option<Checkpoint>) -> Result<Outcome> {
-        match self.config.method {
-            Method::QbHeat => self.train(qb_heat(self.config, &self.device)?, from),
-        }
+        with_model(self.config, &self.device, Course { run: self, from })
     }
 
     fn train<M: PretrainModel>(&self, model: M, from: Option<Checkpoint>) -> Result<Outcome> {
@@ -291,6 +291,20 @@ impl<'a> Run<'a> {
         );
         event["knn_top1"] = scores.top(1, &held_out.labels).into();
         Ok(())
+    }
+}
+
+/// A run from its start or from a checkpoint to its end.
+struct Course<'a> {
+    run: &'a Run<'a>,
+    from: Option<Checkpoint>,
+}
+
+impl WithModel for Course<'_> {
+    type Output = Outcome;
+
+    fn with<M: PretrainModel>(self, model: M) -> Result<Outcome> {
+        self.run.train(model, self.from)
     }
 }
 
