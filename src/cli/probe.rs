@@ -8,7 +8,9 @@ use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::resumed_config;
-use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, probe, probe_data, reestimate_batch_norm};
+use qbheat::probe::{
+    ProbeConfig, ProbeRecord, Protocol, UNTRAINED, probe, probe_data, reestimate_batch_norm,
+};
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
 use serde_json::json;
@@ -71,7 +73,7 @@ fn parse_protocol(text: &str) -> Result<Protocol, String> {
 /// What a table calls the weights.
 pub fn label(weights: &Weights) -> String {
     match weights.metadata.method.as_str() {
-        "none" => "untrained".into(),
+        "none" => UNTRAINED.into(),
         _ if weights.name == SHIPPED => "shipped".into(),
         method if weights.run.is_some() => method.into(),
         _ => weights.name.clone(),

@@ -21,7 +21,7 @@ pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::finetune;
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
-pub use record::{ProbeRecord, probe_data};
+pub use record::{ProbeRecord, UNTRAINED, mean_gain, probe_data};
 pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};
 pub use tran1::tran1_scores;

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::train::{RunFolder, write_durably};
 
 const FOLDER: &str = "probes";
+/// What records call a network that was not trained.
+pub const UNTRAINED: &str = "untrained";
 
 /// A result and what it was measured on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,6 +50,16 @@ impl ProbeRecord {
         write_durably(&file, &text)
     }
 
+    /// The untrained network's result by the same protocol on as many images.
+    pub fn floor<'a>(&self, all: &'a [Self]) -> Option<&'a Self> {
+        all.iter().find(|other| {
+            other.weights == UNTRAINED
+                && other.result.protocol == self.result.protocol
+                && other.result.train_images == self.result.train_images
+                && other.result.held_out_images == self.result.held_out_images
+        })
+    }
+
     /// All results of a run by protocol: the untrained network's, the run's own, others.
     pub fn all(run: &RunFolder) -> Result<Vec<Self>> {
         let folder = run.file(FOLDER);
@@ -72,7 +84,7 @@ impl ProbeRecord {
         }
         records.sort_by(|a, b| {
             let rank = |record: &Self| match record.weights.as_str() {
-                "untrained" => 0,
+                UNTRAINED => 0,
                 "qb-heat" => 1,
                 _ => 2,
             };
@@ -81,6 +93,17 @@ impl ProbeRecord {
         });
         Ok(records)
     }
+}
+
+/// How much higher the figures of `weights` are than the untrained network's, in points, averaged over the protocols
+/// that both were scored by on the same numbers of images.
+pub fn mean_gain(records: &[ProbeRecord], weights: &str) -> Option<f64> {
+    let gains: Vec<f64> = records
+        .iter()
+        .filter(|record| record.weights == weights)
+        .filter_map(|record| Some(record.result.top1 - record.floor(records)?.result.top1))
+        .collect();
+    (!gains.is_empty()).then(|| gains.iter().sum::<f64>() / gains.len() as f64)
 }
 
 /// The images to train a probe on and those to score: of `val` where it is given, else of the data set's own or drawn

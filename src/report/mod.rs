@@ -14,7 +14,8 @@ use crate::heat::Visible;
 use crate::observe::Silent;
 use crate::pretrain::{Images, qb_heat};
 use crate::probe::{
-    Features, Matrix, Part, ProbeConfig, ProbeRecord, extract, nearest_neighbours, whole_images,
+    Features, Matrix, Part, ProbeConfig, ProbeRecord, UNTRAINED, extract, mean_gain,
+    nearest_neighbours, whole_images,
 };
 use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
@@ -159,32 +160,32 @@ fn facts(
 }
 
 fn sentence(records: &[ProbeRecord]) -> String {
-    let has = |weights: &str| records.iter().any(|record| record.weights == weights);
-    match (has("untrained"), has("shipped")) {
-        _ if records.is_empty() => {
-            "No probe results yet: `qbheat probe RUN --data …` adds them.".into()
-        }
-        (false, _) => "Only beside an untrained network do these figures mean anything: \
-                       `qbheat probe untrained:ENCODER --data … --into RUN` adds its row."
+    if records.is_empty() {
+        return "No probe results yet: `qbheat probe RUN --data …` adds them.".into();
+    }
+    let gain = |weights: &str| mean_gain(records, weights);
+    match (gain("qb-heat"), gain("shipped")) {
+        (Some(run), Some(shipped)) => format!(
+            "The untrained network is the floor that pre-training has to clear, and a strong one: colour alone tells many \
+             classes apart. This run stands {run:+.1} points from it, averaged over the protocols: minutes of \
+             pre-training are not expected to clear it. The shipped weights, pre-trained for hours, stand {shipped:+.1} \
+             points from it."
+        ),
+        (Some(run), None) => format!(
+            "The untrained network is the floor that pre-training has to clear; this run stands {run:+.1} points from it, \
+             averaged over the protocols."
+        ),
+        (None, _) => "Only beside an untrained network do these figures mean anything: \
+                      `qbheat probe untrained:ENCODER --data … --into RUN` adds its row."
             .into(),
-        (true, true) => "The untrained network is the floor that pre-training has to clear, and a strong one: colour \
-                         alone tells many classes apart. Minutes of pre-training hardly move these figures; the \
-                         shipped weights, pre-trained for hours, show what time gives."
-            .into(),
-        (true, false) => "The untrained network is the floor that pre-training has to clear.".into(),
     }
 }
 
 fn row(record: &ProbeRecord, all: &[ProbeRecord]) -> Row {
     let result = &record.result;
-    let floor = all.iter().find(|other| {
-        other.weights == "untrained"
-            && other.result.protocol == result.protocol
-            && other.result.train_images == result.train_images
-            && other.result.held_out_images == result.held_out_images
-    });
-    let above_untrained = floor
-        .filter(|_| record.weights != "untrained")
+    let above_untrained = record
+        .floor(all)
+        .filter(|_| record.weights != UNTRAINED)
         .map_or("–".into(), |floor| {
             format!("{:+.1}", result.top1 - floor.result.top1)
         });
