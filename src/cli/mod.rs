@@ -12,6 +12,7 @@ mod report;
 mod resume;
 mod signals;
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use qbheat::config::{Config, parse_setting};
 use qbheat::data::{Dataset, Split, Summary};
 use qbheat::error::Result;
+use qbheat::observe::Observer;
 use qbheat::pretrain::Outcome;
 use serde_json::{Value, json};
 
@@ -104,16 +106,23 @@ pub fn run() -> ExitCode {
     };
     match answer {
         Ok(answer) => {
-            if json {
-                println!("{}", answer.json);
+            let text = if json {
+                answer.json.to_string()
             } else {
-                println!("{}", answer.text);
+                answer.text
+            };
+            match writeln!(std::io::stdout(), "{text}") {
+                // Whoever reads has seen enough, as `head` has.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    progress.note(&format!("error: the answer cannot be written: {error}"));
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::from(answer.exit_code),
             }
-            ExitCode::from(answer.exit_code)
         }
         Err(error) => {
             progress.clear();
-            eprintln!("error: {error}");
+            progress.note(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -1,5 +1,6 @@
 //! Progress on the terminal; nothing but notes where stderr is none.
 
+use std::io::Write;
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -49,6 +50,9 @@ impl Observer for Progress {
     }
 
     fn note(&self, text: &str) {
-        self.bar().suspend(|| eprintln!("{text}"));
+        // Where nobody listens any more there is nobody to tell.
+        self.bar().suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
     }
 }

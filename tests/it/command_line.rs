@@ -194,3 +194,24 @@ fn images_need_not_be_square() {
     let report = json(&qbheat(&["report", &run, "--json"]));
     check_page(&fs::read_to_string(report["report"].as_str().unwrap()).unwrap());
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_that_leaves_early_is_no_failure_and_a_full_disk_is_one() {
+    let mut command = crate::support::command(&["encoders", "--image-size", "32"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = command.stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("No space left") && !text.contains("panicked"),
+        "{text}"
+    );
+}
