@@ -238,19 +238,54 @@ mod tests {
     use super::*;
     use crate::nn::Init;
 
+    const OPTIMIZER: AdamWConfig = AdamWConfig {
+        betas: [0.9, 0.95],
+        weight_decay: 0.0,
+        clip_norm: 0.0,
+    };
+
+    #[test]
+    fn a_checkpoint_of_format_1_loads_for_ever() {
+        let folder = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/checkpoint-format-1"
+        );
+        let checkpoints = Checkpoints::new(folder.into(), 1);
+        let (checkpoint, problems) = checkpoints.newest_valid().unwrap();
+        assert!(problems.is_empty());
+        assert_eq!(
+            checkpoint.position,
+            Position {
+                step: 5,
+                steps_per_epoch: 2,
+                seed: 7,
+                events_bytes: 123,
+                data: "ab".into(),
+            }
+        );
+        let device = crate::device().autodiff();
+        let fresh = Init::new(0, &device).linear(3, 2);
+        let state = checkpoint.restore(fresh, OPTIMIZER, &device).unwrap();
+        let weights = StateDict::of(&state.model);
+        assert_eq!(
+            weights.0["weight"].values,
+            [0.0, 0.125, 0.25, 0.375, 0.5, 0.625]
+        );
+        assert_eq!(weights.0["bias"].values, [-1.0, 2.0]);
+        let moments = state.optimizer.state();
+        assert_eq!(moments.0["first_moment.bias"].values, [-0.25, 0.5]);
+        assert_eq!(moments.0["second_moment.bias"].values, [1.0, 4.0]);
+        assert_eq!(state.step, 5);
+    }
+
     #[test]
     fn mutated_checkpoints_are_read_or_refused() {
         let home = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
         let device = crate::device().autodiff();
-        let optimizer = AdamWConfig {
-            betas: [0.9, 0.95],
-            weight_decay: 0.0,
-            clip_norm: 0.0,
-        };
         let state = TrainState {
             model: Init::new(0, &device).linear(3, 2),
-            optimizer: AdamW::new(optimizer),
+            optimizer: AdamW::new(OPTIMIZER),
             step: 1,
         };
         let position = Position {
@@ -270,7 +305,7 @@ mod tests {
                 let _ = StateDict::from_bytes(bytes);
                 fs::write(&path, bytes).unwrap();
                 if let Ok((checkpoint, _)) = checkpoints.newest_valid() {
-                    let restored = checkpoint.restore(state.model.clone(), optimizer, &device);
+                    let restored = checkpoint.restore(state.model.clone(), OPTIMIZER, &device);
                     assert!(restored.is_ok());
                 }
             });
