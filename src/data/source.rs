@@ -1,6 +1,6 @@
 //! Where the bytes of images lie: files of a folder, members of tars read in place, or the built-in tar.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{Cursor, Error as IoError, Read, Result as IoResult, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -222,7 +222,7 @@ impl Source {
         let length = reader.seek(SeekFrom::End(0)).map_err(broken)?;
         reader.seek(SeekFrom::Start(0)).map_err(broken)?;
         let first = self.entries.len();
-        let mut labels: HashMap<Box<str>, u32> = HashMap::new();
+        let mut labels: HashMap<Box<str>, String> = HashMap::new();
         let mut bad_labels: HashMap<Box<str>, String> = HashMap::new();
         let mut archive = tar::Archive::new(reader);
         for member in archive.entries_with_seek().map_err(broken)? {
@@ -264,8 +264,6 @@ impl Source {
             if let Some((key, kind)) = label_file(&name) {
                 match read_label(&mut member, kind) {
                     Ok(Some(label)) => {
-                        let next = self.labels.len() as u32;
-                        let label = *self.labels.entry(label).or_insert(next);
                         // A `.cls` says nothing else, so it wins over a `.json`.
                         if kind == LabelKind::Text || !labels.contains_key(key) {
                             labels.insert(key.into(), label);
@@ -280,12 +278,18 @@ impl Source {
             }
             self.add(name, bytes, location);
         }
+        // A file beside no image, such as COCO's annotations, was not meant as a label.
+        let mut unmatched: HashSet<Box<str>> = labels.keys().cloned().collect();
         for entry in &mut self.entries[first..] {
             let key = key_of(&entry.name);
-            entry.label = labels.get(key).copied();
-            // A file beside no image, such as COCO's annotations, was not meant as a label.
+            unmatched.remove(key);
             self.bad_labels.extend(bad_labels.remove(key));
+            if let Some(label) = labels.get(key) {
+                let next = self.labels.len() as u32;
+                entry.label = Some(*self.labels.entry(label.clone()).or_insert(next));
+            }
         }
+        self.others += unmatched.len();
         Ok(())
     }
 

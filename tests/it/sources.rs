@@ -140,6 +140,25 @@ fn labels_that_are_none_are_told_and_leave_the_image_without() {
 }
 
 #[test]
+fn a_file_beside_no_image_takes_no_class_from_its_folder() {
+    let home = tempfile::tempdir().unwrap();
+    let tar = home.path().join("set.tar");
+    let image = fixture("rgb.png");
+    write_tar(
+        &tar,
+        &[
+            member("cats/1.png", &image),
+            member("dogs/1.png", &image),
+            member("about.json", br#"{"label": "pets"}"#),
+            member("annotations.cls", b"pets"),
+        ],
+    );
+    let dataset = open(&tar).unwrap();
+    assert_eq!(dataset.classes, ["cats", "dogs"]);
+    assert_eq!(dataset.summary.others, 2);
+}
+
+#[test]
 fn members_that_hold_no_bytes_of_their_own_are_passed_over_with_the_reason() {
     let home = tempfile::tempdir().unwrap();
     let tar = home.path().join("set.tar");
