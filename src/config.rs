@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::data::{DataConfig, ImageSize};
+use crate::data::{DataConfig, ImageSize, LoaderConfig};
 use crate::encoder;
 use crate::error::{Error, Result, nearest};
 use crate::heat::{Parametrisation, Place, QbHeatConfig};
@@ -129,6 +129,16 @@ impl Config {
             size: self.image_size,
             channels: self.data.channels,
             stride: self.encoder.stride,
+        }
+    }
+
+    /// The batches that training sees.
+    pub fn loading(&self) -> LoaderConfig {
+        LoaderConfig {
+            seed: self.seed,
+            image_size: self.image_size,
+            batch_size: self.optim.batch_size,
+            data: self.data.clone(),
         }
     }
 

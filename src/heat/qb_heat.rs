@@ -134,7 +134,7 @@ impl QbHeat {
         self.patch
     }
 
-    /// The loss of a batch: images `[N, 3, H, W]`, normalised, H and W multiples of twice the stride, and the visible
+    /// The loss of a batch: images `[N, colours, H, W]`, normalised, H and W multiples of twice the stride, and the visible
     /// block of each.
     pub fn loss(&self, images: Tensor<4>, visible: &Visible) -> Tensor<1> {
         let batch = self.arrange(images, visible);
@@ -205,20 +205,23 @@ impl QbHeat {
     fn arrange(&self, images: Tensor<4>, visible: &Visible) -> Arranged {
         let [n, _, height, width] = images.dims();
         let grid = [height / self.patch, width / self.patch];
+        let corners = visible.corners(grid);
         match visible {
             Visible::Quadrants(quadrants) => {
                 let (images, sizes, order) = sort_by_quadrant(images, quadrants);
                 Arranged {
                     visible: visible_quarters(&images, &sizes),
-                    layout: Layout::Quadrants(sizes),
+                    corners: order.iter().map(|&place| corners[place]).collect(),
+                    quadrants: Some(sizes),
                     images,
                     order,
                     grid,
                 }
             }
-            Visible::Blocks(corners) => Arranged {
-                visible: visible_blocks(&images, corners, self.patch),
-                layout: Layout::Blocks(corners.clone()),
+            Visible::Blocks(_) => Arranged {
+                visible: visible_blocks(&images, &corners, self.patch),
+                corners,
+                quadrants: None,
                 images,
                 order: (0..n).collect(),
                 grid,
@@ -231,8 +234,8 @@ impl QbHeat {
         let z = self.encoder.forward(batch.visible.clone());
         let [n, c, h, w] = z.dims();
         let z = z.reshape([n, c, h * w]).swap_dims(1, 2);
-        let map = match &batch.layout {
-            Layout::Quadrants(sizes) => {
+        let map = match &batch.quadrants {
+            Some(sizes) => {
                 let maps = groups(sizes).map(|(visible, range)| {
                     let quarters = self
                         .propagator
@@ -241,8 +244,8 @@ impl QbHeat {
                 });
                 Tensor::cat(maps.collect(), 0)
             }
-            Layout::Blocks(corners) => {
-                let nearest = Nearest::new(corners, [h, w], &z.device());
+            None => {
+                let nearest = Nearest::new(&batch.corners, [h, w], &z.device());
                 self.propagator.spread(nearest.gather(z), &nearest, [h, w])
             }
         };
@@ -265,16 +268,8 @@ impl QbHeat {
 
     /// The weight of each position in the loss, `[N, T]`: 1 on masked ones, `visible_weight` on visible ones.
     fn weights(&self, batch: &Arranged, visible_weight: f32) -> Tensor<2> {
-        let visible = match &batch.layout {
-            Layout::Quadrants(sizes) => Visible::Quadrants(
-                groups(sizes)
-                    .flat_map(|(quadrant, range)| range.map(move |_| quadrant))
-                    .collect(),
-            ),
-            Layout::Blocks(corners) => Visible::Blocks(corners.clone()),
-        };
         weights(
-            &visible.corners(batch.grid),
+            &batch.corners,
             batch.grid,
             visible_weight,
             &batch.images.device(),
@@ -288,16 +283,14 @@ struct Arranged {
     images: Tensor<4>,
     /// `[N, C, H/2, W/2]`.
     visible: Tensor<4>,
-    layout: Layout,
+    /// Where the visible block of each image starts.
+    corners: Vec<Corner>,
+    /// How many images show each quadrant, where the blocks are quadrants.
+    quadrants: Option<GroupSizes>,
     /// For each place the place it came from.
     order: Vec<usize>,
     /// Rows and columns of the whole map.
     grid: [usize; 2],
-}
-
-enum Layout {
-    Quadrants(GroupSizes),
-    Blocks(Vec<Corner>),
 }
 
 /// Cuts out of each image its visible block of half its height and width.

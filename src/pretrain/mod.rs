@@ -201,6 +201,8 @@ pub fn reopen_data(
     accept_changed: bool,
     observer: &dyn Observer,
 ) -> Result<Dataset> {
+    // The index of a run that another process is at work on is not to be written; nor need its images be looked at.
+    let _lock = run.lock()?;
     let path = run.file(INDEX_FILE);
     let index = match std::fs::read(&path) {
         Ok(bytes) => Index::from_bytes(bytes).map_err(|reason| {

@@ -55,12 +55,7 @@ impl<'a> Run<'a> {
             config,
             dataset,
             around,
-            loading: LoaderConfig {
-                seed: config.seed,
-                image_size: config.image_size,
-                batch_size: config.optim.batch_size,
-                data: config.data.clone(),
-            },
+            loading: config.loading(),
             steps_per_epoch: steps_per_epoch(config, dataset),
             fingerprint: dataset.index().fingerprint(),
             device: crate::device().autodiff(),

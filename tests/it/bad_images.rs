@@ -10,7 +10,7 @@ use qbheat::error::Error;
 use qbheat::observe::Silent;
 use serde_json::Value;
 
-use crate::support::{fixtures, qbheat, stderr, write_images};
+use crate::support::{events, fixtures, qbheat, quick_run, stderr, write_images};
 
 /// Name and reason of each unreadable image that `qbheat check` finds.
 fn unreadable(folder: &Path) -> BTreeMap<String, String> {
@@ -343,20 +343,9 @@ fn a_run_logs_a_bad_image_once_and_counts_it() {
     let at = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
     write_images(&home.path().join("set"), &["a"], 8, 16);
     let run = at("run");
-    let output = qbheat(&[
-        "pretrain",
-        "--data",
-        &at("set"),
-        "--out",
-        &run,
-        "--image-size",
-        "16",
-        "--batch-size",
-        "4",
-        "--epochs",
-        "1",
-        "--set",
-        "encoder.stride=4",
+    let set = at("set");
+    let mut arguments = quick_run(&set, &run);
+    arguments.extend([
         "--set",
         "optim.schedule=constant",
         "--set",
@@ -364,6 +353,7 @@ fn a_run_logs_a_bad_image_once_and_counts_it() {
         "--set",
         "data.max_bad_share=0.5",
     ]);
+    let output = qbheat(&arguments);
     assert!(output.status.success(), "{}", stderr(&output));
     let bad = home.path().join("set/a/005.png");
     let length = fs::read(&bad).unwrap().len();
@@ -376,12 +366,7 @@ fn a_run_logs_a_bad_image_once_and_counts_it() {
             (&answer["steps"], &answer["bad_images"]),
             (&steps.into(), &1.into())
         );
-        let events = fs::read_to_string(home.path().join("run/events.jsonl")).unwrap();
-        let bad: Vec<Value> = events
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .filter(|event: &Value| event["kind"] == "bad-image")
-            .collect();
+        let bad = events(&home.path().join("run"), Some("bad-image"));
         assert_eq!(bad.len(), 1, "{bad:?}");
         assert_eq!(bad[0]["name"], "a/005.png");
         assert!(bad[0]["reason"].as_str().unwrap().contains("none of JPEG"));

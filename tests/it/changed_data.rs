@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{losses, qbheat, stderr, write_images};
+use crate::support::{losses, qbheat, quick_run, stderr, write_images};
 
 struct Setup {
     home: tempfile::TempDir,
@@ -15,23 +15,10 @@ impl Setup {
         let home = tempfile::tempdir().unwrap();
         let setup = Self { home };
         write_images(&setup.at("set"), &["a", "b"], 9, 16);
-        let output = qbheat(&[
-            "pretrain",
-            "--data",
-            setup.at("set").to_str().unwrap(),
-            "--out",
-            setup.at("run").to_str().unwrap(),
-            "--image-size",
-            "16",
-            "--batch-size",
-            "4",
-            "--epochs",
-            "1",
-            "--set",
-            "encoder.stride=4",
-            "--set",
-            "optim.schedule=constant",
-        ]);
+        let (set, run) = (setup.at("set"), setup.at("run"));
+        let mut arguments = quick_run(set.to_str().unwrap(), run.to_str().unwrap());
+        arguments.extend(["--set", "optim.schedule=constant"]);
+        let output = qbheat(&arguments);
         assert!(output.status.success(), "{}", stderr(&output));
         setup
     }

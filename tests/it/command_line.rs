@@ -3,9 +3,8 @@
 use std::fs;
 
 use base64::Engine;
-use serde_json::Value;
 
-use crate::support::{json, qbheat, write_images};
+use crate::support::{events, json, qbheat, write_images};
 
 #[test]
 fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
@@ -39,25 +38,15 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
     assert_eq!(answer["run"], run.as_str());
     assert_eq!(answer["steps"], 10);
 
-    let events: Vec<Value> = fs::read_to_string(home.path().join("run/events.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    let steps: Vec<&Value> = events
-        .iter()
-        .filter(|event| event["kind"] == "step")
-        .collect();
+    let log = home.path().join("run");
+    let steps = events(&log, Some("step"));
     assert_eq!(steps.len(), 10);
     for (i, step) in steps.iter().enumerate() {
         assert_eq!(step["step"], i + 1);
         assert_eq!(step["epoch"], i / 5);
         assert!(step["loss"].is_f64() && step["lr"].is_f64());
     }
-    let watched = events
-        .iter()
-        .find(|event| event["kind"] == "epoch")
-        .unwrap();
+    let watched = &events(&log, Some("epoch"))[0];
     for figure in ["knn_top1", "effective_rank", "spread", "commutator"] {
         assert!(watched[figure].is_f64(), "{figure}");
     }

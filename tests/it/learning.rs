@@ -121,22 +121,28 @@ fn nothing_of_the_masked_pixels_reaches_the_encoder() {
     }
 }
 
+/// The same batch at every step, but of no numbers at the third.
+fn third_is_bad(images: Tensor<4>) -> impl FnMut() -> Result<Tensor<4>, Error> {
+    let mut batches = 0;
+    move || {
+        batches += 1;
+        Ok(if batches == 3 {
+            images.clone() * f32::NAN
+        } else {
+            images.clone()
+        })
+    }
+}
+
 #[test]
 fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
     let device = qbheat::device().autodiff();
     let images = real_images(&device);
-    let (mut batches, mut updates) = (0, 0);
+    let mut updates = 0;
     let result = train(
         state(ENCODERS[0], &device),
         &rate(5),
-        || {
-            batches += 1;
-            Ok(if batches == 3 {
-                images.clone() * f32::NAN
-            } else {
-                images.clone()
-            })
-        },
+        third_is_bad(images),
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
         give_up,
         |state, report| {
@@ -161,20 +167,12 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
 fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_were() {
     let device = qbheat::device().autodiff();
     let images = real_images(&device);
-    let mut batches = 0;
     let mut kept = Vec::new();
     let mut skipped = Vec::new();
     train(
         state(ENCODERS[0], &device),
         &rate(5),
-        || {
-            batches += 1;
-            Ok(if batches == 3 {
-                images.clone() * f32::NAN
-            } else {
-                images.clone()
-            })
-        },
+        third_is_bad(images),
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
         |_, bad| {
             assert_eq!(bad.step, 3);

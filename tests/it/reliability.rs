@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qbheat::random::{Purpose, stream};
 use rand::RngExt;
 
-use crate::support::{command, json, losses, qbheat, read_tensors, stderr, write_images};
+use crate::support::{command, events, json, losses, qbheat, read_tensors, stderr, write_images};
 
 const STEPS: u64 = 24;
 
@@ -412,12 +412,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_can_be_played_again() {
             "{text}"
         );
         let run = setup.run(&name);
-        let events = fs::read_to_string(run.join("events.jsonl")).unwrap();
-        let bad: Vec<serde_json::Value> = events
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .filter(|event: &serde_json::Value| event["kind"] == "non-finite")
-            .collect();
+        let bad = events(&run, Some("non-finite"));
         let skipped: Vec<bool> = bad
             .iter()
             .map(|event| event["skipped"].as_bool().unwrap())

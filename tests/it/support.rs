@@ -126,13 +126,39 @@ pub fn read_tensors(path: &Path) -> StateDict {
         .0
 }
 
-/// All step events of a run: step and loss.
-pub fn losses(run: &Path) -> Vec<(u64, f64)> {
+/// The arguments of a quick run on 16 px images: one epoch of batches of 4.
+pub fn quick_run<'a>(data: &'a str, out: &'a str) -> Vec<&'a str> {
+    vec![
+        "pretrain",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--image-size",
+        "16",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--set",
+        "encoder.stride=4",
+    ]
+}
+
+/// The log of a run, or those of its events that are of one kind.
+pub fn events(run: &Path, kind: Option<&str>) -> Vec<Value> {
     std::fs::read_to_string(run.join("events.jsonl"))
         .unwrap()
         .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|event| event["kind"] == "step")
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &Value| kind.is_none_or(|kind| event["kind"] == kind))
+        .collect()
+}
+
+/// All step events of a run: step and loss.
+pub fn losses(run: &Path) -> Vec<(u64, f64)> {
+    events(run, Some("step"))
+        .iter()
         .map(|event| {
             (
                 event["step"].as_u64().unwrap(),
