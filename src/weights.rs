@@ -216,7 +216,15 @@ pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>
     if init.as_os_str().is_empty() {
         return Ok(None);
     }
-    let given = Weights::open(&init.display().to_string(), config.seed, config.images())?;
+    let given = Weights::open(&init.display().to_string(), config.seed, config.images()).map_err(
+        |error| match error {
+            Error::Missing { path, .. } => Error::Missing {
+                path,
+                flag: "--init",
+            },
+            other => other,
+        },
+    )?;
     if given.metadata.encoder != *name {
         return Err(Error::Foreign {
             path: init.clone(),

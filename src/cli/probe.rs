@@ -134,6 +134,12 @@ impl Probe {
         let val = self.val.as_ref().map(open).transpose()?;
         let mut data = probe_data(&dataset, val.as_ref())?;
         if let Some(limit) = self.limit {
+            if limit < data.classes.len() {
+                return Err(Error::Refused(format!(
+                    "--limit {limit}: at least {} are needed for as many classes",
+                    data.classes.len()
+                )));
+            }
             data.train = data.train.limit(limit, seed);
         }
         let encoder = if self.reestimate_bn {

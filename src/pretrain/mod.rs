@@ -19,10 +19,11 @@ use crate::nn::Init;
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
 use crate::train::{INDEX_FILE, RunFolder, Schedule, write_durably};
+use crate::weights::given_encoder;
 
 pub use bad_step::{Replay, replay};
 pub use bench::{BenchResult, bench};
-use run::Run;
+use run::{Run, Start};
 
 /// A network that pre-trains an encoder: what the training loop needs to know of a method.
 pub trait PretrainModel: Module {
@@ -187,10 +188,12 @@ pub fn start(
     around: &Surroundings,
 ) -> Result<Outcome> {
     check_size(config, dataset)?;
+    // Whatever cannot be used is found before there is a folder.
+    let given = given_encoder(config, &crate::device().autodiff())?;
     let run = RunFolder::create(out, &config.to_toml())?;
     let run = Run::new(run, config, dataset, around)?;
     write_index(&run.folder, dataset)?;
-    run.go(None)
+    run.go(Start::Anew(given))
 }
 
 /// The images of a run that goes on, numbered as they were when it was started. Where they are not the same any more
@@ -287,7 +290,8 @@ pub fn resume(
         around
             .observer
             .note("the run died before its first checkpoint; beginning anew");
-        return run.go(None);
+        let given = given_encoder(config, &crate::device().autodiff())?;
+        return run.go(Start::Anew(given));
     }
     let (checkpoint, problems) = checkpoints.newest_valid()?;
     for problem in problems {
@@ -320,7 +324,7 @@ pub fn resume(
         checkpoint.position.step,
         config.optim.epochs as u64 * expected.1
     ));
-    run.go(Some(checkpoint))
+    run.go(Start::After(checkpoint))
 }
 
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {

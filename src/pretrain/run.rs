@@ -19,12 +19,21 @@ use crate::train::{
     AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, Position, RunFolder,
     RunLock, StepReport, StepTimes, Stop, TrainState, train,
 };
-use crate::weights::{given_encoder, save_encoder};
+use crate::weights::save_encoder;
 
 /// Batches from which the trivial predictor's loss is estimated.
 const BASELINE_BATCHES: u64 = 8;
 /// Kind of the event that an image became unreadable.
 const BAD_IMAGE: &str = "bad-image";
+
+/// Where a run begins or goes on.
+#[allow(clippy::large_enum_variant, reason = "there is one a run")]
+pub(super) enum Start {
+    /// At its first step, with the encoder that the configuration names, if any.
+    Anew(Option<Encoder>),
+    /// Where a checkpoint was written.
+    After(Checkpoint),
+}
 
 /// One run, from its folder to its last step.
 pub(super) struct Run<'a> {
@@ -62,18 +71,18 @@ impl<'a> Run<'a> {
         })
     }
 
-    pub(super) fn go(&self, from: Option<Checkpoint>) -> Result<Outcome> {
+    pub(super) fn go(&self, from: Start) -> Result<Outcome> {
         with_model(self.config, &self.device, Course { run: self, from })
     }
 
-    fn train<M: PretrainModel>(&self, model: M, from: Option<Checkpoint>) -> Result<Outcome> {
+    fn train<M: PretrainModel>(&self, model: M, from: Start) -> Result<Outcome> {
         let optimizer = AdamWConfig::from(&self.config.optim);
         let trivial_loss = self.trivial_loss(&model)?;
         let (state, events) = match from {
-            None => {
+            Start::Anew(given) => {
                 let mut events = self.folder.events(0)?;
                 events.append(&json!({"kind": "baseline", "trivial_loss": trivial_loss}))?;
-                let model = match given_encoder(self.config, &self.device)? {
+                let model = match given {
                     Some(encoder) => model.with_encoder(encoder),
                     None => model,
                 };
@@ -87,7 +96,7 @@ impl<'a> Run<'a> {
                 self.save(&state, &mut events)?;
                 (state, events)
             }
-            Some(checkpoint) => (
+            Start::After(checkpoint) => (
                 checkpoint.restore(model, optimizer, &self.device)?,
                 self.folder.events(checkpoint.position.events_bytes)?,
             ),
@@ -292,7 +301,7 @@ impl<'a> Run<'a> {
 /// A run from its start or from a checkpoint to its end.
 struct Course<'a> {
     run: &'a Run<'a>,
-    from: Option<Checkpoint>,
+    from: Start,
 }
 
 impl WithModel for Course<'_> {

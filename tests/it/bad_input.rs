@@ -154,6 +154,21 @@ fn settings_that_are_wrong() {
         &["optim.batch_size = 6000", "5000 images"],
     );
     check(
+        &["--init", "/nowhere"],
+        &["/nowhere", "no such file", "--init"],
+    );
+    pretrain_refused(
+        builtin,
+        &[
+            "--init",
+            "builtin:mobilenet-tiny-cifar10",
+            "--encoder",
+            "mf-tiny",
+        ],
+        1,
+        &["mobilenet-tiny-cifar10", "the run's encoder is mf-tiny"],
+    );
+    check(
         &["--config", "/nowhere.toml"],
         &["/nowhere.toml", "no such file"],
     );
@@ -241,6 +256,21 @@ fn weights_that_are_none() {
         2,
         &["did you mean `linear`"],
     );
+}
+
+#[test]
+fn a_probe_needs_an_image_of_each_class() {
+    let probe = [
+        "probe",
+        "untrained:mobilenet-tiny",
+        "--data",
+        "builtin:cifar10",
+    ];
+    for limit in ["0", "9"] {
+        let mut arguments = probe.to_vec();
+        arguments.extend(["--limit", limit]);
+        refused(&arguments, 2, &["--limit", "at least 10"]);
+    }
 }
 
 #[test]
