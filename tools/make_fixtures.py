@@ -18,6 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import mobile_former
+import qb_heat
+from qb_heat import Block, InvertedResidual, MobileNet, Propagator, QbHeat, masked_loss, targets
 
 torch.set_default_dtype(torch.float64)
 OUT: dict[str, np.ndarray] = {}
@@ -35,137 +37,6 @@ def wave(shape: list[int], phase: float, scale: float = 1.0) -> torch.Tensor:
 
 def phase(name: str) -> float:
     return sum((k + 1) * byte for k, byte in enumerate(name.encode())) % 1000
-
-
-# ------------------------------------------------------------------ layers, with the names of the Rust side
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.heads = heads
-
-    def forward(self, x):
-        n, t, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.projection(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, width))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-class InvertedResidual(nn.Module):
-    def __init__(self, inputs: int, inside: int, outputs: int, stride: int):
-        super().__init__()
-        self.expand = nn.Conv2d(inputs, inside, 1, bias=False)
-        self.expand_norm = nn.BatchNorm2d(inside)
-        self.depthwise = nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(inside)
-        self.project = nn.Conv2d(inside, outputs, 1, bias=False)
-        self.project_norm = nn.BatchNorm2d(outputs)
-        self.skip = stride == 1 and inputs == outputs
-
-    def forward(self, x):
-        kinks = self.expand_norm(self.expand(x))
-        y = F.relu(kinks)
-        kinks2 = self.depthwise_norm(self.depthwise(y))
-        self.distance = min(kinks.abs().min().item(), kinks2.abs().min().item())
-        y = self.project_norm(self.project(F.relu(kinks2)))
-        return x + y if self.skip else y
-
-
-class MobileNet(nn.Module):
-    def __init__(self, stride: int):
-        super().__init__()
-        rows = [(48, 24, 1), (96, 32, 2), (128, 32, 1), (128, 32, 1), (160, 64, 2), (256, 64, 1), (256, 64, 1),
-                (320, 96, 1), (384, 96, 1), (384, 96, 1)]
-        widths = [24] + [out for _, out, _ in rows]
-        self.stem, self.stem_norm = nn.Conv2d(3, 24, 3, stride // 4, 1, bias=False), nn.BatchNorm2d(24)
-        self.blocks = nn.ModuleList(InvertedResidual(w, inside, out, s) for w, (inside, out, s) in zip(widths, rows))
-        self.head, self.head_norm = nn.Conv2d(96, 192, 1, bias=False), nn.BatchNorm2d(192)
-
-    def forward(self, x):
-        x = F.relu(self.stem_norm(self.stem(x)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head_norm(self.head(x))
-
-
-class Propagator(nn.Module):
-    """Matrices [k, C, C]: x, y for one an axis; left, right, up, down for one a direction."""
-
-    def __init__(self, channels: int, kind: str):
-        super().__init__()
-        self.kind = kind
-        self.matrices = nn.Parameter(torch.zeros(2 if kind in ("signed", "exponential") else 4, channels, channels))
-
-    def step(self, z, axis: int, sign: int):
-        if self.kind == "signed":
-            return z + sign * (z @ self.matrices[axis].T)
-        if self.kind == "exponential":
-            return z @ torch.linalg.matrix_exp(sign * self.matrices[axis]).T
-        m = self.matrices[2 * axis + (sign > 0)]
-        if self.kind == "separate":
-            return z + z @ m.T
-        unit = (z - z.mean(-1, keepdim=True)) / (z.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
-        return z + unit @ m.T
-
-    def forward(self, z, row: int, column: int):
-        """The visible quarter's place to {(row, column): features}."""
-        sx, sy = (1 if column == 0 else -1), (1 if row == 0 else -1)
-        beside, below = self.step(z, 0, sx), self.step(z, 1, sy)
-        across = 0.5 * (self.step(beside, 1, sy) + self.step(below, 0, sx))
-        return {(row, column): z, (row, 1 - column): beside, (1 - row, column): below, (1 - row, 1 - column): across}
-
-
-class Decoder(nn.Module):
-    def __init__(self, channels: int, width: int, depth: int, patch: int):
-        super().__init__()
-        self.embed, self.norm, self.pixels = nn.Linear(channels, width), nn.LayerNorm(width), nn.Linear(width, 3 * patch**2)
-        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(depth))
-
-    def forward(self, z, grid: int):
-        width = self.norm.normalized_shape[0]
-        frequency = 10000 ** (-torch.arange(width // 4) / (width // 4))
-        angles = torch.arange(grid)[:, None] * frequency
-        line = torch.cat([angles.sin(), angles.cos()], 1)
-        position = torch.cat([line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)], -1)
-        z = self.embed(z) + position.reshape(1, grid * grid, width)
-        for block in self.blocks:
-            z = block(z)
-        return self.pixels(self.norm(z))
-
-
-class QbHeat(nn.Module):
-    def __init__(self, stride: int, kind: str):
-        super().__init__()
-        self.encoder, self.propagator = MobileNet(stride), Propagator(192, kind)
-        self.decoder, self.patch = Decoder(192, 128, 2, stride), stride
-
-    def forward(self, images, quadrants):
-        n, _, size, _ = images.shape
-        half, grid = size // 2, size // self.patch
-        crops = [im[:, r * half:(r + 1) * half, c * half:(c + 1) * half] for im, (r, c) in zip(images, quadrants)]
-        z = self.encoder(torch.stack(crops)).flatten(2).transpose(1, 2)
-        maps, weights = [], torch.ones(n, grid, grid)
-        for i, (r, c) in enumerate(quadrants):
-            cells = self.propagator(z[i:i + 1], r, c)
-            cells = {place: cell.reshape(grid // 2, grid // 2, -1) for place, cell in cells.items()}
-            maps.append(torch.cat([torch.cat([cells[y, 0], cells[y, 1]], 1) for y in (0, 1)], 0))
-            weights[i, r * grid // 2:(r + 1) * grid // 2, c * grid // 2:(c + 1) * grid // 2] = 0
-        predicted = self.decoder(torch.stack(maps).reshape(n, grid * grid, -1), grid)
-        return masked_loss(predicted, targets(images, self.patch), weights.reshape(n, -1))
-
-
-def targets(images, p: int):
-    n, c, h, w = images.shape
-    patches = images.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, p * p * c)
-    return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def masked_loss(predicted, target, weights):
-    return (((predicted - target) ** 2).mean(-1) * weights).sum() / weights.sum()
 
 
 # ------------------------------------------------------------------ weights and answers by name
@@ -211,9 +82,10 @@ def layer_case(case: str, module: nn.Module, shape: list[int], *more: torch.Tens
     for name, buffer in module.named_buffers():
         if "running" in name:
             keep(f"{case}/state/{name}", buffer)
-    if hasattr(module, "distance"):
-        print(case, "distance from ReLU's kinks", module.distance)
-        assert module.distance > 2e-4
+    if isinstance(module, InvertedResidual):
+        distance = qb_heat.nearest_kink(module)
+        print(case, "distance from ReLU's kinks", distance)
+        assert distance > 2e-4
 
 
 def mobile_former_case(name: str) -> None:
@@ -222,7 +94,7 @@ def mobile_former_case(name: str) -> None:
     whole = wave([2, 3, 16, 16], 0.5)
     for case, x, training in (("whole", whole, False), ("quarter", whole[:, :, :8, :8], False), ("train", whole, True)):
         case = f"{name}/{case}"
-        network = mobile_former.MobileFormer(table)
+        network = mobile_former.MobileFormer(table, 4)
         fill(network)
         network.train(training)
         x = x.clone().requires_grad_()
@@ -239,11 +111,12 @@ def mobile_former_case(name: str) -> None:
                     keep(f"{case}/state/{name_}", buffer)
         dead = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not dead, f"without gradient: {dead}"
-        print(case, "distance from kinks", mobile_former.nearest_kink(network))
-        assert mobile_former.nearest_kink(network) > 3e-6
+        print(case, "distance from kinks", qb_heat.nearest_kink(network))
+        assert qb_heat.nearest_kink(network) > 3e-6
 
 
 def main(path: str) -> None:
+    qb_heat.Kinked.watched = True
     layer_case("block", Block(16, 4), [2, 5, 16])
     layer_case("residual1", InvertedResidual(6, 10, 6, 1), [3, 6, 5, 5])
     layer_case("residual2", InvertedResidual(6, 10, 8, 2), [3, 6, 6, 6])
@@ -277,10 +150,12 @@ def main(path: str) -> None:
     keep("loss/gradient/predicted", predicted.grad)
 
     quadrants = [(0, 1), (1, 1), (0, 0), (1, 0), (0, 1), (0, 0), (1, 1), (1, 0)]
+    order = sorted(range(8), key=lambda i: quadrants[i])
+    groups = {place: 2 for place in sorted(set(quadrants))}
     for kind in ("signed", "norm-linear"):
-        model = QbHeat(4, kind)
+        model = QbHeat(MobileNet(qb_heat.TINY, 4), 4, kind)
         fill(model)
-        keep(f"model-{kind}/output", model(wave([8, 3, 32, 32], 0.5), quadrants).reshape(1))
+        keep(f"model-{kind}/output", model(wave([8, 3, 32, 32], 0.5)[order], groups).reshape(1))
 
     # AdamW over 20 steps, clipped by the global norm, linear warm-up and cosine.
     linear = nn.Linear(4, 3)

@@ -1,4 +1,4 @@
-"""Mobile-Former (arXiv 2108.05895) in PyTorch, for tests/fixtures: names and layouts are those of src/encoder/mobile_former.
+"""Mobile-Former (arXiv 2108.05895) in PyTorch, a peer to compare numbers and speed with: names and layouts are those of src/encoder/mobile_former.
 
 Maps are [N, C, H, W], tokens [N, M, d]. Written from the paper's blocks as its first author's public code has them.
 """
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qb_heat import Kinked, Relu6, halvings
+
 
 @dataclass
 class Table:
@@ -16,10 +18,26 @@ class Table:
     tokens: tuple[int, int]
     groups: int
     rows: list[tuple]
+    stem_stride: int = 2
+    widen: int | None = None
 
 
-ROWS = [("lite", 2, 8, 1), ("down", 3, 12, 2), ("flat", 2, 12), ("down", 2, 16, 2), ("flat", 2, 20)]
-TABLES = {"mini": Table(8, (3, 32), 1, ROWS), "mini-groups": Table(8, (3, 32), 4, ROWS)}
+def twelve(widths: list[int]) -> list[tuple]:
+    w0, w1, w2, w3, w4, w5 = widths
+    return [("lite", 2, w0, 1), ("down", 6, w1, 4), ("flat", 4, w1), ("down", 6, w2, 4), ("flat", 4, w2),
+            ("down", 6, w3, 4), ("flat", 4, w3), ("flat", 6, w4), ("flat", 6, w4), ("down", 6, w5, 4), ("flat", 6, w5),
+            ("flat", 6, w5)]
+
+
+MINI = [("lite", 2, 8, 1), ("down", 3, 12, 2), ("flat", 2, 12), ("down", 2, 16, 2), ("flat", 2, 20)]
+TINY = [("lite", 2, 24, 1), ("down", 6, 40, 4), ("flat", 6, 40), ("flat", 6, 40), ("flat", 6, 40), ("down", 4, 48, 4),
+        ("flat", 4, 48), ("flat", 4, 64)]
+TABLES = {
+    "mini": Table(8, (3, 32), 1, MINI, stem_stride=1),
+    "mini-groups": Table(8, (3, 32), 4, MINI, stem_stride=1),
+    "mf-tiny": Table(24, (4, 48), 1, TINY, widen=192),
+    "mf-w720": Table(16, (6, 192), 1, twelve([16, 28, 60, 112, 120, 120]), widen=720),
+}
 
 
 def hard_sigmoid(t):
@@ -48,21 +66,6 @@ class ConvNorm(nn.Module):
 
     def forward(self, x):
         return self.bn(self.conv(x))
-
-
-class Kinked(nn.Module):
-    """Remembers how near its inputs came to a place where the derivative jumps."""
-
-    nearest = float("inf")
-
-    def note(self, *distances):
-        self.nearest = min(distance.detach().abs().min().item() for distance in distances)
-
-
-class Relu6(Kinked):
-    def forward(self, x):
-        self.note(x, x - 6)
-        return F.relu6(x)
 
 
 class DynamicRelu(Kinked):
@@ -126,9 +129,10 @@ class Bottleneck(nn.Module):
 
 
 class DownSampling(nn.Module):
-    def __init__(self, inputs: int, inside: int, outputs: int, inside2: int, d: int, groups: int):
+    def __init__(self, inputs: int, inside: int, outputs: int, inside2: int, stride: int, d: int,
+                 groups: int):
         super().__init__()
-        self.dw1, self.act1 = ConvNorm(inputs, inside, 3, 2, inputs), DynamicRelu(inside, d)
+        self.dw1, self.act1 = ConvNorm(inputs, inside, 3, stride, inputs), DynamicRelu(inside, d)
         self.pw1 = ConvNorm(inside, outputs, groups=groups)
         self.dw2, self.act2 = ConvNorm(outputs, inside2, 3, 1, outputs), DynamicRelu(inside2, d)
         self.pw2 = ConvNorm(inside2, outputs, groups=groups)
@@ -163,28 +167,28 @@ class Block(nn.Module):
 
 
 class MobileFormer(nn.Module):
-    def __init__(self, table: Table):
+    def __init__(self, table: Table, stride: int):
         super().__init__()
         d, groups, width = table.tokens[1], table.groups, table.stem
-        self.tokens = nn.Parameter(torch.zeros(table.tokens))
-        self.stem, self.relu6, self.blocks = ConvNorm(3, width, 3), Relu6(), nn.ModuleList()
-        for kind, expand, outputs, *more in table.rows:
+        own = [table.stem_stride] + [{"lite": row[-1], "down": 2, "flat": 1}[row[0]] for row in table.rows]
+        first, *strides = halvings(own, stride)
+        self.tokens = nn.Parameter(torch.randn(table.tokens))
+        self.stem, self.relu6, self.blocks = ConvNorm(3, width, 3, first), Relu6(), nn.ModuleList()
+        for (kind, expand, outputs, *more), s in zip(table.rows, strides):
             if kind == "lite":
-                block = Lite(width, expand * width, outputs, more[0], groups)
+                block = Lite(width, expand * width, outputs, s, groups)
             elif kind == "down":
-                mobile = DownSampling(width, expand * width, outputs, more[0] * outputs, d, groups)
+                mobile = DownSampling(width, expand * width, outputs, more[0] * outputs, s, d, groups)
                 block = Block(width, outputs, d, mobile)
             else:
                 block = Block(width, outputs, d, Bottleneck(width, expand * width, outputs, d, groups))
             self.blocks.append(block)
             width = outputs
+        self.widen = ConvNorm(width, table.widen) if table.widen else None
+        self.channels = table.widen or width
 
     def forward(self, x):
         x, z = self.relu6(self.stem(x)), self.tokens.expand(len(x), -1, -1)
         for block in self.blocks:
             x, z = block(x, z)
-        return x, z
-
-
-def nearest_kink(network: nn.Module) -> float:
-    return min(layer.nearest for layer in network.modules() if isinstance(layer, Kinked))
+        return (self.widen(x) if self.widen else x), z
