@@ -2,10 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
 
 use super::{Build, Encoder, EncoderSpec, halvings};
-use crate::nn::{BatchNorm, Convolution, Fan, Init};
+use crate::nn::{Activation, BatchNorm, Convolution, Fan, Init, Layer, chain};
 
 pub(super) const ENCODERS: &[EncoderSpec] = &[
     EncoderSpec {
@@ -96,24 +95,6 @@ const V2_320: Table = Table {
     fan: Fan::Out,
 };
 
-/// What stands between two convolutions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// max(x, 0)
-    Relu,
-    /// min(max(x, 0), 6)
-    Relu6,
-}
-
-impl Activation {
-    fn apply(self, x: Tensor<4>) -> Tensor<4> {
-        match self {
-            Self::Relu => relu(x),
-            Self::Relu6 => x.clamp(0.0, 6.0),
-        }
-    }
-}
-
 /// Stem, inverted residuals, and perhaps a last 1×1 convolution to the width of the feature map. The map is linear in
 /// its last convolution: what an activation cuts off could not be predicted linearly.
 #[derive(Module, Debug)]
@@ -172,23 +153,34 @@ impl MobileNet {
         }
     }
 
-    /// `[N, inputs, H, W]` to `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
     pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let stem = self.stem_norm.forward(self.stem.forward(image));
+        let stem = layer(&self.stem, &self.stem_norm, self.activation);
         let features = self
             .blocks
             .iter()
-            .fold(self.activation.apply(stem), |features, block| {
+            .fold(chain(image, [stem], false), |features, block| {
                 block.forward(features)
             });
         match (&self.head, &self.head_norm) {
-            (Some(head), Some(norm)) => norm.forward(head.forward(features)),
+            (Some(head), Some(norm)) => {
+                chain(features, [layer(head, norm, Activation::Identity)], false)
+            }
             _ => features,
         }
     }
 
     pub(super) fn channels(&self) -> usize {
         self.channels
+    }
+}
+
+fn layer<'a>(conv: &'a Convolution, norm: &'a BatchNorm, activation: Activation) -> Layer<'a> {
+    Layer {
+        conv,
+        norm,
+        activation,
+        slopes: None,
     }
 }
 
@@ -243,18 +235,16 @@ impl InvertedResidual {
         }
     }
 
-    /// `[N, inputs, H, W]` to `[N, outputs, ⌈H/stride⌉, ⌈W/stride⌉]`.
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, outputs]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = match (&self.expand, &self.expand_norm) {
-            (Some(expand), Some(norm)) => self
-                .activation
-                .apply(norm.forward(expand.forward(x.clone()))),
-            _ => x.clone(),
-        };
-        let y = self
-            .activation
-            .apply(self.depthwise_norm.forward(self.depthwise.forward(y)));
-        let y = self.project_norm.forward(self.project.forward(y));
-        if self.skip { x + y } else { y }
+        let depthwise = layer(&self.depthwise, &self.depthwise_norm, self.activation);
+        let project = layer(&self.project, &self.project_norm, Activation::Identity);
+        match (&self.expand, &self.expand_norm) {
+            (Some(expand), Some(norm)) => {
+                let expand = layer(expand, norm, self.activation);
+                chain(x, [expand, depthwise, project], self.skip)
+            }
+            _ => chain(x, [depthwise, project], self.skip),
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::nn::{Init, StateDict, multiply_adds};
 pub use mobile_former::{
     DynamicRelu, Former, FormerToMobile, MobileFormer, MobileToFormer, Row, Table,
 };
-pub use mobile_net::{Activation, InvertedResidual, MobileNet, Residual};
+pub use mobile_net::{InvertedResidual, MobileNet, Residual};
 
 /// What is known of an encoder before it is built.
 pub struct EncoderSpec {
@@ -54,6 +54,12 @@ macro_rules! families {
         impl Encoder {
             /// `[N, inputs, H, W]`, normalised, to `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
             pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
+                self.channels_last(image).permute([0, 3, 1, 2])
+            }
+
+            /// As [`Self::forward`], with channels last as they are computed: `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
+            pub fn channels_last(&self, image: Tensor<4>) -> Tensor<4> {
+                let image = image.permute([0, 2, 3, 1]);
                 match self {
                     $(Self::$variant(encoder) => encoder.forward(image),)*
                 }

@@ -209,10 +209,7 @@ impl Propagator {
 
 /// `M z` at every position: `[C, C]`, `[N, T, C]` to `[N, T, C]`. With channels last that is `z Mᵀ`.
 fn apply(m: Tensor<2>, z: Tensor<3>) -> Tensor<3> {
-    let [n, t, c] = z.dims();
-    z.reshape([n * t, c])
-        .matmul(m.transpose())
-        .reshape([n, t, c])
+    qbheat_kernels::linear(z, m, None)
 }
 
 /// ẑ = (z − mean)/√(variance + 1e-6) over the channels of each position (the biased variance, as in layer norm).

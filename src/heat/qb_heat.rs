@@ -231,9 +231,9 @@ impl QbHeat {
 
     /// Patches of whole images, `[N, T, patch·patch·colours]`.
     fn predict(&self, batch: &Arranged) -> Tensor<3> {
-        let z = self.encoder.forward(batch.visible.clone());
-        let [n, c, h, w] = z.dims();
-        let z = z.reshape([n, c, h * w]).swap_dims(1, 2);
+        let z = self.encoder.channels_last(batch.visible.clone());
+        let [n, h, w, c] = z.dims();
+        let z = z.reshape([n, h * w, c]);
         let map = match &batch.quadrants {
             Some(sizes) => {
                 let maps = groups(sizes).map(|(visible, range)| {

@@ -1,7 +1,6 @@
 //! Attention.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::softmax;
 
 use super::cost::spend;
 
@@ -10,14 +9,13 @@ use super::cost::spend;
 /// `q`: `[N, L, C]`, `k` and `v`: `[N, S, C]`; the softmax is over S. The answer: `[N, L, C]`.
 pub fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
     let [n, l, c] = q.dims();
-    let s = k.dims()[1];
-    spend(2 * n * l * s * c);
-    let split =
-        |x: Tensor<3>, length: usize| x.reshape([n, length, heads, c / heads]).swap_dims(1, 2);
-    let q = split(q, l) * ((c / heads) as f32).powf(-0.5);
-    let scores = q.matmul(split(k, s).transpose());
-    softmax(scores, 3)
-        .matmul(split(v, s))
-        .swap_dims(1, 2)
-        .reshape([n, l, c])
+    spend(2 * n * l * k.dims()[1] * c);
+    qbheat_kernels::attention(q, k, v, heads)
+}
+
+/// [`attend`] of a sequence to itself, with its q, k and v side by side: `[N, T, 3·C]` to `[N, T, C]`.
+pub fn attend_to_itself(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
+    let [n, t, c] = qkv.dims();
+    spend(2 * n * t * t * (c / 3));
+    qbheat_kernels::self_attention(qkv, heads)
 }

@@ -5,14 +5,14 @@ use burn::tensor::Tensor;
 
 use super::{Init, Path};
 
-const EPSILON: f32 = 1e-5;
+pub(super) const EPSILON: f32 = 1e-5;
 const MOMENTUM: f32 = 0.1;
 
-/// Normalises each channel of `[N, C, H, W]` (Ioffe and Szegedy, arXiv 1502.03167).
+/// Scale, shift and statistics of a batch normalisation over channels (Ioffe and Szegedy, arXiv 1502.03167), which
+/// [`super::chain`] applies.
 ///
 /// Differs from Burn's layer on purpose: the running variance is the unbiased one, as in PyTorch, and the mode
 /// follows the module's training flag alone ([`Module::valid`] turns it off), not whether gradients are recorded.
-/// In Burn's plain CPU operations it also runs about twice as fast, because no axes are swapped.
 #[derive(Module, Debug)]
 pub struct BatchNorm {
     /// Scale, `[C]`.
@@ -38,36 +38,20 @@ impl BatchNorm {
         }
     }
 
-    /// `[N, C, H, W]` to the same shape.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [n, c, h, w] = x.dims();
-        let x = x.reshape([n, c, h * w]);
-        let (centred, variance) = if self.training.is_enabled() {
-            let mean = x.clone().mean_dim(2).mean_dim(0);
-            let centred = x - mean.clone();
-            let variance = (centred.clone() * centred.clone()).mean_dim(2).mean_dim(0);
-            self.update(mean, variance.clone(), n * h * w);
-            (centred, variance)
-        } else {
-            let per_channel = |state: &RunningState<Tensor<1>>| state.value().reshape([1, c, 1]);
-            (
-                x - per_channel(&self.running_mean),
-                per_channel(&self.running_var),
-            )
-        };
-        let scale = self.weight.val().reshape([1, c, 1]) * (variance + EPSILON).sqrt().recip();
-        (centred * scale + self.bias.val().reshape([1, c, 1])).reshape([n, c, h, w])
+    /// Mean and variance to normalise by, where they are not the batch's own.
+    pub(super) fn fixed(&self) -> Option<[Tensor<1>; 2]> {
+        let running = [&self.running_mean, &self.running_var];
+        (!self.training.is_enabled()).then(|| running.map(RunningState::value))
     }
 
-    fn update(&self, mean: Tensor<3>, variance: Tensor<3>, samples: usize) {
-        let channels = mean.dims()[1];
+    /// Moves the running statistics towards a batch's mean and biased variance, `[C]` each, of `samples` samples.
+    pub(super) fn update(&self, mean: Tensor<1>, variance: Tensor<1>, samples: usize) {
         let unbiased = samples as f32 / (samples.max(2) - 1) as f32;
         for (state, batch) in [
             (&self.running_mean, mean),
             (&self.running_var, variance * unbiased),
         ] {
-            let batch = batch.detach().reshape([channels]);
-            state.update(state.value() * (1.0 - MOMENTUM) + batch * MOMENTUM);
+            state.update(state.value() * (1.0 - MOMENTUM) + batch.detach() * MOMENTUM);
             // Without this the new value would show one update late, in checkpoints too.
             state.value_sync();
         }

@@ -1,9 +1,11 @@
-//! Convolutions without bias, as light networks use them in front of batch normalisation.
+//! Convolutions without bias and the batch normalisation that follows them in light networks. Maps have their channels
+//! last, `[N, H, W, C]`.
 
 use burn::module::{Module, Param};
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, module};
+use burn::tensor::Tensor;
+use qbheat_kernels::{Activation, Stage};
 
+use super::batch_norm::EPSILON;
 use super::cost::spend;
 use super::{BatchNorm, Fan, Init};
 
@@ -33,42 +35,47 @@ impl Convolution {
             groups,
         }
     }
-
-    /// `[N, inputs, H, W]` to `[N, outputs, ⌈H/stride⌉, ⌈W/stride⌉]`.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let weight = self.weight.val();
-        let [outputs, per_group, kernel, _] = weight.dims();
-        let [n, _, h, w] = x.dims();
-        let positions = n * h.div_ceil(self.stride) * w.div_ceil(self.stride);
-        spend(positions * outputs * per_group * kernel * kernel);
-        if kernel == 1 && self.stride == 1 {
-            return pointwise(x, weight, self.groups);
-        }
-        let options = ConvOptions::new(
-            [self.stride, self.stride],
-            [kernel / 2, kernel / 2],
-            [1, 1],
-            self.groups,
-        );
-        module::conv2d(x, weight, None, options)
-    }
 }
 
-/// A 1×1 convolution as a product of matrices: Burn's general convolution computes the gradient of a 1×1 weight about
-/// three times slower on the CPU.
-fn pointwise(x: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {
-    let [n, inputs, h, w] = x.dims();
-    let outputs = weight.dims()[0];
-    if groups == 1 {
-        return weight
-            .reshape([1, outputs, inputs])
-            .matmul(x.reshape([n, inputs, h * w]))
-            .reshape([n, outputs, h, w]);
+/// A convolution, the batch normalisation and the activation that follow it, borrowed for one pass.
+pub struct Layer<'a> {
+    /// Comes first.
+    pub conv: &'a Convolution,
+    /// Over the convolution's outputs.
+    pub norm: &'a BatchNorm,
+    /// Comes last.
+    pub activation: Activation,
+    /// For [`Activation::Dynamic`], `[N, 2·outputs]`.
+    pub slopes: Option<Tensor<2>>,
+}
+
+/// Layers one after another, and the input added to the output where `skip`: `[N, H, W, C]` to `[N, ⌈H/s⌉, ⌈W/s⌉, outputs]`
+/// with s the product of the strides.
+pub fn chain<const N: usize>(x: Tensor<4>, layers: [Layer; N], skip: bool) -> Tensor<4> {
+    let [images, mut height, mut width, _] = x.dims();
+    let mut positions = [0; N];
+    for (Layer { conv, .. }, positions) in layers.iter().zip(&mut positions) {
+        height = height.div_ceil(conv.stride);
+        width = width.div_ceil(conv.stride);
+        *positions = images * height * width;
+        spend(*positions * conv.weight.val().shape().num_elements());
     }
-    weight
-        .reshape([1, groups, outputs / groups, inputs / groups])
-        .matmul(x.reshape([n, groups, inputs / groups, h * w]))
-        .reshape([n, outputs, h, w])
+    let norms = layers.each_ref().map(|layer| layer.norm);
+    let stages = layers.map(|layer| Stage {
+        weight: layer.conv.weight.val(),
+        stride: layer.conv.stride,
+        groups: layer.conv.groups,
+        scale: layer.norm.weight.val(),
+        shift: layer.norm.bias.val(),
+        fixed: layer.norm.fixed(),
+        activation: layer.activation,
+        slopes: layer.slopes,
+    });
+    let (y, statistics) = qbheat_kernels::chain(x, stages.into(), skip, EPSILON);
+    for ((norm, [mean, variance]), positions) in norms.into_iter().zip(statistics).zip(positions) {
+        norm.update(mean, variance, positions);
+    }
+    y
 }
 
 /// A convolution and the batch normalisation that follows it.
@@ -95,8 +102,21 @@ impl ConvNorm {
         }
     }
 
-    /// `[N, inputs, H, W]` to `[N, outputs, ⌈H/stride⌉, ⌈W/stride⌉]`.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.bn.forward(self.conv.forward(x))
+    /// Both with what follows them.
+    pub fn layer(&self, activation: Activation) -> Layer<'_> {
+        Layer {
+            conv: &self.conv,
+            norm: &self.bn,
+            activation,
+            slopes: None,
+        }
+    }
+
+    /// Both with a dynamic activation behind them, of slopes `[N, 2·outputs]`.
+    pub fn dynamic(&self, slopes: Tensor<2>) -> Layer<'_> {
+        Layer {
+            slopes: Some(slopes),
+            ..self.layer(Activation::Dynamic)
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Layers over the last axis, with PyTorch's names and layouts: a file of their weights is one of PyTorch's too.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, module};
+use burn::tensor::Tensor;
 
 use super::cost::spend;
 
-const EPSILON: f64 = 1e-5;
+const EPSILON: f32 = 1e-5;
 
 /// `x Wᵀ + b`.
 #[derive(Module, Debug)]
@@ -19,11 +19,28 @@ pub struct Linear {
 impl Linear {
     /// `[…, inputs]` to `[…, outputs]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.val();
-        let [outputs, inputs] = weight.dims();
-        spend(x.shape().num_elements() / inputs * inputs * outputs);
-        module::linear(x, weight.transpose(), Some(self.bias.val()))
+        self.count(x.shape().num_elements());
+        qbheat_kernels::linear(x, self.weight.val(), Some(self.bias.val()))
     }
+
+    /// Counts the products with an input of so many entries.
+    fn count(&self, entries: usize) {
+        spend(entries * self.weight.dims()[0]);
+    }
+}
+
+/// `second(gelu(first(x)))`, GELU by the error function: `[…, inputs]` to `[…, outputs]`.
+pub fn perceptron<const D: usize>(first: &Linear, second: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let entries = x.shape().num_elements();
+    first.count(entries);
+    let [inside, inputs] = first.weight.dims();
+    second.count(entries / inputs * inside);
+    let layers = [first, second];
+    qbheat_kernels::mlp(
+        x,
+        layers.map(|layer| layer.weight.val()),
+        layers.map(|layer| layer.bias.val()),
+    )
 }
 
 /// Normalises over the last axis (Ba et al., arXiv 1607.06450); epsilon 1e-5.
@@ -38,6 +55,6 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// `[…, width]` to the same shape.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::layer_norm(x, self.weight.val(), Some(self.bias.val()), EPSILON)
+        qbheat_kernels::layer_norm(x, self.weight.val(), self.bias.val(), EPSILON)
     }
 }

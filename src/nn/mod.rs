@@ -12,10 +12,11 @@ mod transformer;
 
 pub use attention::attend;
 pub use batch_norm::{BatchNorm, RunningStatistics, use_batch_statistics};
-pub use convolution::{ConvNorm, Convolution};
+pub use convolution::{ConvNorm, Convolution, Layer, chain};
+pub use qbheat_kernels::Activation;
 pub use cost::multiply_adds;
 pub use init::{Fan, Init};
-pub use linear::{LayerNorm, Linear};
+pub use linear::{LayerNorm, Linear, perceptron};
 pub use position::sin_cos_2d;
 pub use state::{Named, StateDict, StateError};
 pub(crate) use state::{Path, values};

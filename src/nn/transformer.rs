@@ -2,9 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::gelu;
 
-use super::{Init, LayerNorm, Linear, attend};
+use super::attention::attend_to_itself;
+use super::linear::perceptron;
+use super::{Init, LayerNorm, Linear};
 
 const MLP_RATIO: usize = 4;
 
@@ -43,16 +44,9 @@ impl TransformerBlock {
 
     /// `[N, T, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attention(self.norm1.forward(x));
-        let hidden = gelu(self.fc1.forward(self.norm2.forward(x.clone())));
-        x + self.fc2.forward(hidden)
-    }
-
-    fn attention(&self, x: Tensor<3>) -> Tensor<3> {
-        let width = x.dims()[2];
-        let qkv = self.qkv.forward(x);
-        let part = |i: usize| qkv.clone().slice_dim(2, i * width..(i + 1) * width);
-        self.projection
-            .forward(attend(part(0), part(1), part(2), self.heads))
+        let qkv = self.qkv.forward(self.norm1.forward(x.clone()));
+        let x = x + self.projection.forward(attend_to_itself(qkv, self.heads));
+        let normed = self.norm2.forward(x.clone());
+        x + perceptron(&self.fc1, &self.fc2, normed)
     }
 }

@@ -27,10 +27,10 @@ struct Classifier {
 impl Classifier {
     /// `[N, 3, H, W]` to `[N, classes]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let map = self.encoder.forward(images);
-        let [n, c, h, w] = map.dims();
-        let pooled = map.reshape([n, c, h * w]).mean_dim(2);
-        self.classifier.forward(pooled.squeeze_dim::<2>(2))
+        let map = self.encoder.channels_last(images);
+        let [n, h, w, c] = map.dims();
+        let pooled = map.reshape([n, h * w, c]).mean_dim(1);
+        self.classifier.forward(pooled.squeeze_dim::<2>(1))
     }
 }
 

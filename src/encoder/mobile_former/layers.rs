@@ -1,11 +1,11 @@
-//! What a Mobile-Former block is made of. Maps X are `[N, C, H, W]`, tokens Z `[N, M, d]`.
+//! What a Mobile-Former block is made of. Maps X are `[N, H, W, C]`, tokens Z `[N, M, d]`.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, relu};
+use burn::tensor::activation::relu;
 
-use super::shuffle;
-use crate::nn::{ConvNorm, Init, LayerNorm, Linear, attend};
+use super::{shuffle, unshuffle};
+use crate::nn::{Activation, ConvNorm, Init, LayerNorm, Linear, attend, chain, perceptron};
 
 const MAP_HEADS: usize = 2;
 const TOKEN_HEADS: usize = 4;
@@ -20,14 +20,14 @@ fn linear(inputs: usize, outputs: usize, init: &mut Init) -> Linear {
     init.normal_linear(inputs, outputs, DEVIATION)
 }
 
-/// A map as a sequence, row by row: `[N, C, H, W]` to `[N, H·W, C]`.
+/// A map as a sequence, row by row: `[N, H, W, C]` to `[N, H·W, C]`.
 fn sequence(x: &Tensor<4>) -> Tensor<3> {
-    let [n, c, h, w] = x.dims();
-    x.clone().reshape([n, c, h * w]).swap_dims(1, 2)
+    let [n, h, w, c] = x.dims();
+    x.clone().reshape([n, h * w, c])
 }
 
-/// max(a₁·x, a₂·x) channel by channel, a₁ from 0 to 2 and a₂ from −1 to 1 told by the first token (Chen et al.,
-/// "Dynamic ReLU", arXiv 2003.10027, without intercepts).
+/// The slopes of max(a₁·x, a₂·x) channel by channel, a₁ from 0 to 2 and a₂ from −1 to 1 told by the first token (Chen et
+/// al., "Dynamic ReLU", arXiv 2003.10027, without intercepts).
 #[derive(Module, Debug)]
 pub struct DynamicRelu {
     fc1: Linear,
@@ -43,15 +43,12 @@ impl DynamicRelu {
         }
     }
 
-    /// `[N, C, H, W]` and the first token `[N, d]` to `[N, C, H, W]`.
-    pub fn forward(&self, x: Tensor<4>, token: Tensor<2>) -> Tensor<4> {
-        let [n, c, ..] = x.dims();
+    /// The first token, `[N, d]`, to a₁ and a₂ of each channel, `[N, 2·C]`.
+    pub fn slopes(&self, token: Tensor<2>) -> Tensor<2> {
         let theta = hard_sigmoid(self.fc2.forward(relu(self.fc1.forward(token))));
-        let half = |i: usize| {
-            let theta = theta.clone().slice_dim(1, i * c..(i + 1) * c);
-            theta.reshape([n, c, 1, 1]) * 2.0
-        };
-        (x.clone() * half(0)).max_pair(x * (half(1) - 1.0))
+        let channels = theta.dims()[1] / 2;
+        let half = |i: usize| theta.clone().slice_dim(1, i * channels..(i + 1) * channels) * 2.0;
+        Tensor::cat(vec![half(0), half(1) - 1.0], 1)
     }
 }
 
@@ -75,7 +72,7 @@ impl MobileToFormer {
         }
     }
 
-    /// `[N, C, H, W]` and `[N, M, d]` to `[N, M, d]`.
+    /// `[N, H, W, C]` and `[N, M, d]` to `[N, M, d]`.
     pub fn forward(&self, x: &Tensor<4>, z: Tensor<3>) -> Tensor<3> {
         let map = sequence(x);
         let seen = attend(self.q.forward(z.clone()), map.clone(), map, MAP_HEADS);
@@ -112,8 +109,8 @@ impl Former {
     pub fn forward(&self, z: Tensor<3>) -> Tensor<3> {
         let seen = attend(self.q.forward(z.clone()), z.clone(), z.clone(), TOKEN_HEADS);
         let z = self.norm1.forward(z + self.out.forward(seen));
-        let hidden = gelu(self.fc1.forward(z.clone()));
-        self.norm2.forward(z + self.fc2.forward(hidden))
+        self.norm2
+            .forward(z.clone() + perceptron(&self.fc1, &self.fc2, z))
     }
 }
 
@@ -133,12 +130,12 @@ impl FormerToMobile {
         }
     }
 
-    /// `[N, C, H, W]` and `[N, M, d]` to `[N, C, H, W]`.
+    /// `[N, H, W, C]` and `[N, M, d]` to `[N, H, W, C]`.
     pub fn forward(&self, x: Tensor<4>, z: Tensor<3>) -> Tensor<4> {
         let shape = x.dims();
         let (k, v) = (self.k.forward(z.clone()), self.v.forward(z));
         let seen = attend(sequence(&x), k, v, MAP_HEADS);
-        x + seen.swap_dims(1, 2).reshape(shape)
+        x + seen.reshape(shape)
     }
 }
 
@@ -173,10 +170,16 @@ impl Bottleneck {
     }
 
     fn forward(&self, x: Tensor<4>, token: Tensor<2>) -> Tensor<4> {
-        let y = shuffle(self.pw1.forward(x.clone()), self.groups);
-        let y = self.act1.forward(y, token.clone());
-        let y = self.act2.forward(self.dw.forward(y), token);
-        let y = shuffle(self.pw2.forward(y), self.groups);
+        let slopes1 = self.act1.slopes(token.clone());
+        let dw = self.dw.dynamic(self.act2.slopes(token));
+        let pw2 = self.pw2.layer(Activation::Identity);
+        if self.groups == 1 {
+            return chain(x, [self.pw1.dynamic(slopes1), dw, pw2], self.skip);
+        }
+        // An activation of each channel by itself may as well come before the channels are shuffled.
+        let pw1 = self.pw1.dynamic(unshuffle(slopes1, self.groups));
+        let y = shuffle(chain(x.clone(), [pw1], false), self.groups);
+        let y = shuffle(chain(y, [dw, pw2], false), self.groups);
         if self.skip { x + y } else { y }
     }
 }
@@ -218,10 +221,16 @@ impl DownSampling {
 
     fn forward(&self, x: Tensor<4>, token: Tensor<2>) -> Tensor<4> {
         let [first, second] = self.shuffles;
-        let y = shuffle(self.dw1.forward(x), first);
-        let y = self.pw1.forward(self.act1.forward(y, token.clone()));
-        let inner = shuffle(self.dw2.forward(y.clone()), second);
-        y + self.pw2.forward(self.act2.forward(inner, token))
+        let dw1 = self.dw1.dynamic(unshuffle(self.act1.slopes(token.clone()), first));
+        let dw2 = self.dw2.dynamic(unshuffle(self.act2.slopes(token), second));
+        let [pw1, pw2] = [&self.pw1, &self.pw2].map(|pw| pw.layer(Activation::Identity));
+        if first == 1 {
+            let y = chain(x, [dw1, pw1], false);
+            return y.clone() + chain(y, [dw2, pw2], false);
+        }
+        let y = chain(shuffle(chain(x, [dw1], false), first), [pw1], false);
+        let inner = shuffle(chain(y.clone(), [dw2], false), second);
+        y + chain(inner, [pw2], false)
     }
 }
 
@@ -236,7 +245,7 @@ pub enum Mobile {
 }
 
 impl Mobile {
-    /// `[N, C, H, W]` and the first token `[N, d]` to the block's output map.
+    /// `[N, H, W, C]` and the first token `[N, d]` to the block's output map.
     pub fn forward(&self, x: Tensor<4>, token: Tensor<2>) -> Tensor<4> {
         match self {
             Self::Bottleneck(mobile) => mobile.forward(x, token),

@@ -12,7 +12,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Build, halvings};
-use crate::nn::{ConvNorm, Init};
+use crate::nn::{Activation, ConvNorm, Init, chain};
 
 use layers::{Bottleneck, DownSampling};
 
@@ -57,22 +57,22 @@ impl MobileFormer {
         }
     }
 
-    /// `[N, inputs, H, W]` to `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`.
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
     pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
         self.forward_with_tokens(image).0
     }
 
-    /// The feature map, `[N, C, ⌈H/stride⌉, ⌈W/stride⌉]`, and the tokens, `[N, M, d]`.
+    /// The feature map, `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, and the tokens, `[N, M, d]`.
     pub fn forward_with_tokens(&self, image: Tensor<4>) -> (Tensor<4>, Tensor<3>) {
         let images = image.dims()[0];
         let tokens = self.tokens.val().unsqueeze::<3>().repeat_dim(0, images);
-        let stem = relu6(self.stem.forward(image));
+        let stem = chain(image, [self.stem.layer(Activation::Relu6)], false);
         let (x, z) = self
             .blocks
             .iter()
             .fold((stem, tokens), |(x, z), block| block.forward(x, z));
         match &self.widen {
-            Some(widen) => (widen.forward(x), z),
+            Some(widen) => (chain(x, [widen.layer(Activation::Identity)], false), z),
             None => (x, z),
         }
     }
@@ -185,14 +185,15 @@ impl Lite {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = shuffle(relu6(self.dw.forward(x.clone())), self.shuffle);
-        let y = self.pw.forward(y);
+        let dw = self.dw.layer(Activation::Relu6);
+        let pw = self.pw.layer(Activation::Identity);
+        if self.shuffle == 1 {
+            return chain(x, [dw, pw], self.skip);
+        }
+        let y = shuffle(chain(x.clone(), [dw], false), self.shuffle);
+        let y = chain(y, [pw], false);
         if self.skip { x + y } else { y }
     }
-}
-
-fn relu6(x: Tensor<4>) -> Tensor<4> {
-    x.clamp(0.0, 6.0)
 }
 
 /// Channels as `[groups, C/groups]`, transposed: what lets grouped 1×1 convolutions exchange what they see.
@@ -200,8 +201,20 @@ fn shuffle(x: Tensor<4>, groups: usize) -> Tensor<4> {
     if groups == 1 {
         return x;
     }
-    let [n, c, h, w] = x.dims();
-    x.reshape([n, groups, c / groups, h, w])
-        .swap_dims(1, 2)
-        .reshape([n, c, h, w])
+    let [n, h, w, c] = x.dims();
+    x.reshape([n, h, w, groups, c / groups])
+        .swap_dims(3, 4)
+        .reshape([n, h, w, c])
+}
+
+/// Slopes `[N, 2·C]` of shuffled channels in the order that the channels have before [`shuffle`].
+fn unshuffle(slopes: Tensor<2>, groups: usize) -> Tensor<2> {
+    if groups == 1 {
+        return slopes;
+    }
+    let [n, both] = slopes.dims();
+    slopes
+        .reshape([n, 2, both / 2 / groups, groups])
+        .swap_dims(2, 3)
+        .reshape([n, both])
 }

@@ -1,0 +1,416 @@
+//! Products of a tall matrix and a small one, the shape of every layer of a light network: thousands of rows
+//! (positions of a batch), tens to hundreds of columns (channels).
+//!
+//! The small side is packed once into panels as wide as three vectors; tiles of the result stay in registers. Nothing
+//! here runs on more than one thread: callers cut the rows into pieces.
+
+use pulp::{Simd, WithSimd};
+
+use crate::simd::{arch, lanes};
+
+/// Vectors a panel is wide.
+const VECTORS: usize = 3;
+
+/// A matrix `[depth, columns]` in panels: all rows of the first three vectors' columns, then of the next three.
+/// Columns are filled up with zeros to a whole number of vectors.
+#[derive(Default)]
+pub struct Packed {
+    values: Vec<f32>,
+    depth: usize,
+    columns: usize,
+}
+
+impl Packed {
+    /// From entry (row, column) at `row·row_stride + column·column_stride`.
+    pub fn new(size: [usize; 2], source: &[f32], strides: [usize; 2]) -> Self {
+        let mut packed = Self::default();
+        packed.fill(size, source, strides);
+        packed
+    }
+
+    /// As [`Self::new`], in place of what it held.
+    pub fn fill(
+        &mut self,
+        [depth, columns]: [usize; 2],
+        source: &[f32],
+        [row_stride, column_stride]: [usize; 2],
+    ) {
+        let lanes = lanes();
+        let length = depth * columns.next_multiple_of(lanes);
+        if self.values.len() != length || !columns.is_multiple_of(lanes) {
+            self.values.clear();
+            self.values.resize(length, 0.0);
+        }
+        self.depth = depth;
+        self.columns = columns;
+        let mut panel = 0;
+        for (start, width) in panels(columns, lanes) {
+            let filled = width.min(columns - start);
+            for row in 0..depth {
+                let target = &mut self.values[panel + row * width..][..filled];
+                let from = &source[row * row_stride + start * column_stride..];
+                if column_stride == 1 {
+                    target.copy_from_slice(&from[..filled]);
+                } else {
+                    for (value, from) in target.iter_mut().zip(from.iter().step_by(column_stride)) {
+                        *value = *from;
+                    }
+                }
+            }
+            panel += depth * width;
+        }
+    }
+}
+
+/// Start and width of each panel; widths are whole numbers of vectors.
+fn panels(columns: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let whole = columns.next_multiple_of(lanes);
+    (0..whole)
+        .step_by(VECTORS * lanes)
+        .map(move |start| (start, (whole - start).min(VECTORS * lanes)))
+}
+
+/// What the result is added to.
+#[derive(Clone, Copy)]
+pub enum Onto<'a> {
+    /// Nothing.
+    Zero,
+    /// A row, the same for all, `[columns]`.
+    Row(&'a [f32]),
+    /// What stands in the result's place.
+    Itself,
+}
+
+/// Rows of a matrix, each `stride` behind the one before.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn new(values: &'a [f32], stride: usize) -> Self {
+        Self { values, stride }
+    }
+
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    fn check(&self, rows: usize, columns: usize) {
+        check(self.values.len(), self.stride, rows, columns);
+    }
+}
+
+/// Rows that are written, each `stride` behind the one before.
+pub struct RowsMut<'a> {
+    values: &'a mut [f32],
+    stride: usize,
+}
+
+impl<'a> RowsMut<'a> {
+    pub fn new(values: &'a mut [f32], stride: usize) -> Self {
+        Self { values, stride }
+    }
+}
+
+fn check(length: usize, stride: usize, rows: usize, columns: usize) {
+    assert!(length >= (rows - 1) * stride + columns);
+}
+
+/// `c[i, j] = onto + Σ_p a[i, p]·b[p, j]` with rows of `a` and `c` following each other without gap.
+///
+/// `a`: `[rows, depth]`, `c`: `[rows, columns]`.
+pub fn multiply(rows: usize, a: &[f32], b: &Packed, onto: Onto, c: &mut [f32]) {
+    let (a, c) = (Rows::new(a, b.depth), RowsMut::new(c, b.columns));
+    multiply_rows(rows, a, b, onto, c);
+}
+
+/// As [`multiply`], with rows of `a` and `c` anywhere.
+pub fn multiply_rows(rows: usize, a: Rows, b: &Packed, onto: Onto, c: RowsMut) {
+    if rows == 0 {
+        return;
+    }
+    a.check(rows, b.depth);
+    check(c.values.len(), c.stride, rows, b.columns);
+    if let Onto::Row(row) = onto {
+        assert_eq!(row.len(), b.columns);
+    }
+    arch().dispatch(Multiply {
+        rows,
+        a,
+        b,
+        onto,
+        c,
+    });
+}
+
+struct Multiply<'a> {
+    rows: usize,
+    a: Rows<'a>,
+    b: &'a Packed,
+    onto: Onto<'a>,
+    c: RowsMut<'a>,
+}
+
+impl WithSimd for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            rows,
+            a,
+            b,
+            onto,
+            c,
+        } = self;
+        let mut panel = b.values.as_ptr();
+        for (start, width) in panels(b.columns, S::F32_LANES) {
+            let (bias, add) = match onto {
+                Onto::Zero => (std::ptr::null(), false),
+                Onto::Row(row) => (row[start..].as_ptr(), false),
+                Onto::Itself => (std::ptr::null(), true),
+            };
+            let tiles = Tiles {
+                a: a.values.as_ptr(),
+                a_strides: [a.stride, 1],
+                b: panel,
+                b_stride: width,
+                depth: b.depth,
+                c: c.values[start..].as_mut_ptr(),
+                c_stride: c.stride,
+                filled: width.min(b.columns - start),
+                bias,
+                add,
+            };
+            // SAFETY: the lengths were checked in `multiply_rows`; a panel holds `depth` rows of `width`.
+            unsafe {
+                tiles.all(simd, rows, width / S::F32_LANES);
+                panel = panel.add(b.depth * width);
+            }
+        }
+    }
+}
+
+/// `c[i, j] (+)= Σ_r a[r, i]·b[r, j]`, the gradient of a weight from rows of both sides.
+///
+/// `a`: `[rows, m]`, `b`: `[rows, n]`, `c`: `[m, n]`; adds to `c` where `add`.
+pub fn multiply_transposed(
+    rows: usize,
+    [m, n]: [usize; 2],
+    a: &[f32],
+    b: &[f32],
+    add: bool,
+    c: &mut [f32],
+) {
+    let (a, b, c) = (Rows::new(a, m), Rows::new(b, n), RowsMut::new(c, n));
+    multiply_rows_transposed(rows, [m, n], a, b, add, c);
+}
+
+/// As [`multiply_transposed`], with rows anywhere.
+pub fn multiply_rows_transposed(
+    rows: usize,
+    [m, n]: [usize; 2],
+    a: Rows,
+    b: Rows,
+    add: bool,
+    c: RowsMut,
+) {
+    assert!(rows > 0 && m > 0);
+    a.check(rows, m);
+    b.check(rows, n);
+    check(c.values.len(), c.stride, m, n);
+    arch().dispatch(MultiplyTransposed {
+        rows,
+        m,
+        n,
+        a,
+        b,
+        add,
+        c,
+    });
+}
+
+struct MultiplyTransposed<'a> {
+    rows: usize,
+    m: usize,
+    n: usize,
+    a: Rows<'a>,
+    b: Rows<'a>,
+    add: bool,
+    c: RowsMut<'a>,
+}
+
+impl WithSimd for MultiplyTransposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            rows,
+            m,
+            n,
+            a,
+            b,
+            add,
+            c,
+        } = self;
+        for (start, width) in panels(n, S::F32_LANES) {
+            let tiles = Tiles {
+                a: a.values.as_ptr(),
+                a_strides: [1, a.stride],
+                b: b.values[start..].as_ptr(),
+                b_stride: b.stride,
+                depth: rows,
+                c: c.values[start..].as_mut_ptr(),
+                c_stride: c.stride,
+                filled: width.min(n - start),
+                bias: std::ptr::null(),
+                add,
+            };
+            // SAFETY: the lengths were checked in `multiply_rows_transposed`.
+            unsafe { tiles.all(simd, m, width / S::F32_LANES) };
+        }
+    }
+}
+
+/// Tiles of one panel's columns.
+#[derive(Clone, Copy)]
+struct Tiles {
+    a: *const f32,
+    /// Between rows of the result, and along the depth.
+    a_strides: [usize; 2],
+    b: *const f32,
+    b_stride: usize,
+    depth: usize,
+    c: *mut f32,
+    c_stride: usize,
+    /// How many floats of a row of the panel belong to the matrices.
+    filled: usize,
+    /// Null, or what every row starts from.
+    bias: *const f32,
+    add: bool,
+}
+
+impl Tiles {
+    /// # Safety
+    /// All rows `0..rows` and all columns of the panel lie within the three matrices.
+    #[inline(always)]
+    unsafe fn all<S: Simd>(self, simd: S, rows: usize, vectors: usize) {
+        unsafe {
+            match vectors {
+                3 => self.rows::<S, 3>(simd, rows),
+                2 => self.rows::<S, 2>(simd, rows),
+                _ => self.rows::<S, 1>(simd, rows),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const V: usize>(mut self, simd: S, rows: usize) {
+        let mut left = rows;
+        unsafe {
+            if S::REGISTER_COUNT >= 32 {
+                while left >= 8 {
+                    self.tile::<S, 8, V>(simd);
+                    self.advance(8);
+                    left -= 8;
+                }
+            }
+            while left >= 4 {
+                self.tile::<S, 4, V>(simd);
+                self.advance(4);
+                left -= 4;
+            }
+            if left >= 2 {
+                self.tile::<S, 2, V>(simd);
+                self.advance(2);
+                left -= 2;
+            }
+            if left == 1 {
+                self.tile::<S, 1, V>(simd);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn advance(&mut self, rows: usize) {
+        unsafe {
+            self.a = self.a.add(rows * self.a_strides[0]);
+            self.c = self.c.add(rows * self.c_stride);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const V: usize>(&self, simd: S) {
+        unsafe {
+            if self.filled == V * S::F32_LANES {
+                self.tile_of::<S, R, V, false>(simd);
+            } else {
+                self.tile_of::<S, R, V, true>(simd);
+            }
+        }
+    }
+
+    /// `PART`: the last vector of a row is not whole.
+    ///
+    /// The loops before and behind the one over the depth stay so small that the compiler unrolls them; else it would
+    /// keep the sums in memory.
+    #[inline(always)]
+    unsafe fn tile_of<S: Simd, const R: usize, const V: usize, const PART: bool>(&self, simd: S) {
+        let lanes = S::F32_LANES;
+        let filled = self.filled - (V - 1) * lanes;
+        let rest = simd.mask_between_m32s(0, filled as u32);
+        unsafe {
+            let load = |row: *const f32, j: usize| {
+                let from = row.add(j * lanes);
+                if PART && j == V - 1 {
+                    simd.mask_load_ptr_f32s(rest, from)
+                } else {
+                    from.cast::<S::f32s>().read_unaligned()
+                }
+            };
+            let mut sums = [[simd.splat_f32s(0.0); V]; R];
+            if self.add {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        *sum = load(self.c.add(i * self.c_stride), j);
+                    }
+                }
+            } else if !self.bias.is_null() {
+                for sums in &mut sums {
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        *sum = load(self.bias, j);
+                    }
+                }
+            }
+            let mut b = self.b;
+            let mut a = self.a;
+            for _ in 0..self.depth {
+                let mut row = [simd.splat_f32s(0.0); V];
+                for (j, vector) in row.iter_mut().enumerate() {
+                    *vector = load(b, j);
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = simd.splat_f32s(*a.add(i * self.a_strides[0]));
+                    for (sum, &vector) in sums.iter_mut().zip(&row) {
+                        *sum = simd.mul_add_e_f32s(x, vector, *sum);
+                    }
+                }
+                b = b.add(self.b_stride);
+                a = a.add(self.a_strides[1]);
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, &sum) in sums.iter().enumerate() {
+                    let to = self.c.add(i * self.c_stride + j * lanes);
+                    if PART && j == V - 1 {
+                        simd.mask_store_ptr_f32s(rest, to, sum);
+                    } else {
+                        to.cast::<S::f32s>().write_unaligned(sum);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The same operations made of Burn's own, for every device and every type of number.
+
+use burn::tensor::activation::{gelu, relu, softmax};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Tensor, module};
+
+use crate::norm::Activation;
+use crate::{Stage, Statistics};
+
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    module::linear(x, weight.transpose(), bias)
+}
+
+pub fn mlp<const D: usize>(
+    x: Tensor<D>,
+    [w1, w2]: [Tensor<2>; 2],
+    [b1, b2]: [Tensor<1>; 2],
+) -> Tensor<D> {
+    linear(gelu(linear(x, w1, Some(b1))), w2, Some(b2))
+}
+
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    scale: Tensor<1>,
+    shift: Tensor<1>,
+    epsilon: f32,
+) -> Tensor<D> {
+    module::layer_norm(x, scale, Some(shift), f64::from(epsilon))
+}
+
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+    let [n, l, c] = q.dims();
+    let s = k.dims()[1];
+    let split =
+        |x: Tensor<3>, length: usize| x.reshape([n, length, heads, c / heads]).swap_dims(1, 2);
+    let q = split(q, l) * ((c / heads) as f32).powf(-0.5);
+    let scores = q.matmul(split(k, s).transpose());
+    softmax(scores, 3)
+        .matmul(split(v, s))
+        .swap_dims(1, 2)
+        .reshape([n, l, c])
+}
+
+pub fn chain(x: Tensor<4>, stages: Vec<Stage>, skip: bool, epsilon: f32) -> (Tensor<4>, Statistics) {
+    let mut statistics = Vec::new();
+    let y = stages.into_iter().fold(x.clone(), |x, stage| {
+        let z = convolve(x, &stage);
+        let [n, h, w, c] = z.dims();
+        let z = z.reshape([n * h * w, c]);
+        let (centred, variance) = match stage.fixed {
+            Some([mean, variance]) => (z - mean.reshape([1, c]), variance.reshape([1, c])),
+            None => {
+                // Reduced in two steps: Burn's sums over very many rows may be cut differently from run to run.
+                let mean_of = |x: Tensor<2>| x.reshape([n, h * w, c]).mean_dim(1).mean_dim(0);
+                let mean = mean_of(z.clone()).reshape([1, c]);
+                let centred = z - mean.clone();
+                let variance = mean_of(centred.clone() * centred.clone()).reshape([1, c]);
+                statistics.push([mean, variance.clone()].map(|s| s.detach().reshape([c])));
+                (centred, variance)
+            }
+        };
+        let scale = stage.scale.reshape([1, c]) * (variance + epsilon).sqrt().recip();
+        let v = (centred * scale + stage.shift.reshape([1, c])).reshape([n, h, w, c]);
+        match stage.activation {
+            Activation::Identity => v,
+            Activation::Relu => relu(v),
+            Activation::Relu6 => v.clamp(0.0, 6.0),
+            Activation::Dynamic => {
+                let slopes = stage.slopes.expect("a dynamic activation has slopes");
+                let half = |i: usize| {
+                    let slopes = slopes.clone().slice_dim(1, i * c..(i + 1) * c);
+                    slopes.reshape([n, 1, 1, c])
+                };
+                (v.clone() * half(0)).max_pair(v * half(1))
+            }
+        }
+    });
+    (if skip { x + y } else { y }, statistics)
+}
+
+fn convolve(x: Tensor<4>, stage: &Stage) -> Tensor<4> {
+    let [n, h, w, inputs] = x.dims();
+    let [outputs, per_group, side, _] = stage.weight.dims();
+    let groups = stage.groups;
+    if side == 1 && stage.stride == 1 {
+        // As a product of matrices: Burn's convolution takes three times as long for the gradient of a 1×1 weight.
+        let weight = stage
+            .weight
+            .clone()
+            .reshape([groups, outputs / groups, per_group]);
+        return x
+            .reshape([n * h * w, groups, inputs / groups])
+            .swap_dims(0, 1)
+            .matmul(weight.transpose())
+            .swap_dims(0, 1)
+            .reshape([n, h, w, outputs]);
+    }
+    let options = ConvOptions::new(
+        [stage.stride, stage.stride],
+        [side / 2, side / 2],
+        [1, 1],
+        groups,
+    );
+    let x = x.permute([0, 3, 1, 2]);
+    module::conv2d(x, stage.weight.clone(), None, options).permute([0, 2, 3, 1])
+}
