@@ -96,9 +96,13 @@ fn softmax(x: &mut [f32], width: usize, scale: f32) {
         || {
             for row in x.chunks_exact_mut(width) {
                 let most = largest(row);
-                row.iter_mut().for_each(|x| *x = exp((*x - most) * scale));
-                let total = 1.0 / sum(row);
-                row.iter_mut().for_each(|x| *x *= total);
+                for x in &mut *row {
+                    *x = exp((*x - most) * scale);
+                }
+                let share = 1.0 / sum(row);
+                for x in row {
+                    *x *= share;
+                }
             }
         },
     );

@@ -19,6 +19,7 @@ impl Operation for LayerNorm {
             unreachable!("a layer norm has three inputs")
         };
         let [rows, width] = x.matrix();
+        let (scale, shift): (&[f32], &[f32]) = (scale, shift);
         let mut y = unwritten(rows * width);
         // Mean and reciprocal deviation of each row.
         let mut statistics = unwritten(2 * rows);
@@ -40,7 +41,7 @@ impl Operation for LayerNorm {
                             let inverse = 1.0 / (variance + self.epsilon).sqrt();
                             *statistics = [mean, inverse];
                             for (((y, x), scale), shift) in
-                                y.iter_mut().zip(x).zip(scale.iter()).zip(shift.iter())
+                                y.iter_mut().zip(x).zip(scale).zip(shift)
                             {
                                 *y = (x - mean) * inverse * scale + shift;
                             }
@@ -62,7 +63,7 @@ impl Operation for LayerNorm {
         gradient: &Array,
         _wanted: &[bool],
     ) -> Vec<Option<Array>> {
-        let (x, scale) = (&inputs[0], &inputs[1]);
+        let (x, scale): (&Array, &[f32]) = (&inputs[0], &inputs[1]);
         let [rows, width] = x.matrix();
         let piece = rows::piece(rows, 1);
         let mut dx = unwritten(rows * width);
@@ -84,15 +85,19 @@ impl Operation for LayerNorm {
                             .zip(dy.chunks_exact(width))
                             .zip(statistics.as_chunks::<2>().0)
                         {
+                            let (scale, dx) = (&scale[..width], &mut dx[..width]);
+                            let (x, dy) = (&x[..width], &dy[..width]);
+                            let unit = &mut unit[..width];
+                            let (dscale, dshift) = (&mut dscale[..width], &mut dshift[..width]);
                             for i in 0..width {
                                 unit[i] = (x[i] - mean) * inverse;
                                 dx[i] = dy[i] * scale[i];
                                 dscale[i] += dy[i] * unit[i];
                                 dshift[i] += dy[i];
                             }
-                            let along = dot(dx, &unit) / width as f32;
+                            let along = dot(dx, unit) / width as f32;
                             let level = sum(dx) / width as f32;
-                            for (dx, unit) in dx.iter_mut().zip(&unit) {
+                            for (dx, unit) in dx.iter_mut().zip(&*unit) {
                                 *dx = (*dx - level - unit * along) * inverse;
                             }
                         }

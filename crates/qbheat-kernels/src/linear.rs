@@ -150,7 +150,11 @@ impl Operation for Mlp {
                     }
                     vectorised(
                         #[inline(always)]
-                        || active.iter_mut().for_each(|value| *value = gelu(*value)),
+                        || {
+                            for value in &mut *active {
+                                *value = gelu(*value);
+                            }
+                        },
                     );
                     multiply(count, active, &p2, Onto::Row(b2), y);
                 },

@@ -39,7 +39,9 @@ impl Moments {
                     }
                 }
                 let mut mean = fold(sums, columns);
-                mean.iter_mut().for_each(|sum| *sum /= rows as f32);
+                for sum in &mut mean {
+                    *sum /= rows as f32;
+                }
                 let tiled = tiled(&mean, tile);
                 for values in values.chunks(tile) {
                     for ((square, value), mean) in squares.iter_mut().zip(values).zip(&tiled) {
@@ -274,24 +276,30 @@ impl Behind {
             #[inline(always)]
             || {
                 for values in values.chunks_mut(tile) {
-                    let v = values.iter_mut().zip(scale).zip(shift);
+                    let length = values.len();
+                    let (scale, shift) = (&scale[..length], &shift[..length]);
                     match self.activation {
                         Activation::Identity => {
-                            v.for_each(|((v, scale), shift)| *v = *v * scale + shift);
+                            for i in 0..length {
+                                values[i] = values[i] * scale[i] + shift[i];
+                            }
                         }
                         Activation::Relu => {
-                            v.for_each(|((v, scale), shift)| *v = (*v * scale + shift).max(0.0));
+                            for i in 0..length {
+                                values[i] = (values[i] * scale[i] + shift[i]).max(0.0);
+                            }
                         }
-                        Activation::Relu6 => v.for_each(|((v, scale), shift)| {
-                            *v = (*v * scale + shift).max(0.0).min(6.0);
-                        }),
+                        Activation::Relu6 => {
+                            for i in 0..length {
+                                values[i] = (values[i] * scale[i] + shift[i]).max(0.0).min(6.0);
+                            }
+                        }
                         Activation::Dynamic => {
-                            v.zip(&first)
-                                .zip(&second)
-                                .for_each(|((((v, scale), shift), a), b)| {
-                                    let linear = *v * scale + shift;
-                                    *v = (a * linear).max(b * linear);
-                                });
+                            let (first, second) = (&first[..length], &second[..length]);
+                            for i in 0..length {
+                                let v = values[i] * scale[i] + shift[i];
+                                values[i] = (first[i] * v).max(second[i] * v);
+                            }
                         }
                     }
                 }
@@ -388,22 +396,30 @@ impl Behind {
         let length = dy.len();
         let (z, scale, shift) = (&z[..length], &self.scale[..length], &self.shift[..length]);
         match self.activation {
-            Activation::Identity => (0..length).for_each(|i| take(i, dy[i])),
-            Activation::Relu => (0..length).for_each(|i| {
-                let v = z[i] * scale[i] + shift[i];
-                take(i, if v > 0.0 { dy[i] } else { 0.0 });
-            }),
-            Activation::Relu6 => (0..length).for_each(|i| {
-                let v = z[i] * scale[i] + shift[i];
-                take(i, if v > 0.0 && v < 6.0 { dy[i] } else { 0.0 });
-            }),
+            Activation::Identity => {
+                for i in 0..length {
+                    take(i, dy[i]);
+                }
+            }
+            Activation::Relu => {
+                for i in 0..length {
+                    let v = z[i] * scale[i] + shift[i];
+                    take(i, if v > 0.0 { dy[i] } else { 0.0 });
+                }
+            }
+            Activation::Relu6 => {
+                for i in 0..length {
+                    let v = z[i] * scale[i] + shift[i];
+                    take(i, if v > 0.0 && v < 6.0 { dy[i] } else { 0.0 });
+                }
+            }
             Activation::Dynamic => {
                 let (a, b) = (&slopes[0][..length], &slopes[1][..length]);
-                (0..length).for_each(|i| {
+                for i in 0..length {
                     let v = z[i] * scale[i] + shift[i];
                     let slope = if a[i] * v > b[i] * v { a[i] } else { b[i] };
                     take(i, dy[i] * slope);
-                });
+                }
             }
         }
     }
