@@ -3,6 +3,7 @@
 //! [`heat`] is the paper; [`pretrain`] runs it on a folder of images; [`probe`] says what the features are worth.
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod encoder;

@@ -1,6 +1,6 @@
 """Times PyTorch on what `qbheat bench` times, and prints one JSON object: the peer of tools/compare_speed.py.
 
-    python3 tools/bench_torch.py qb-heat --encoder mobilenet-tiny --image-size 64 --stride 8 --batch-size 64 --mode compile
+    python3 tools/bench_torch.py pretrain --encoder mobilenet-tiny --image-size 64 --stride 8 --batch-size 64 --mode compile
 """
 
 import argparse
@@ -31,13 +31,14 @@ def prepare(arguments):
     n, size, work = arguments.batch_size, arguments.image_size, arguments.work
     given = load_file(arguments.step) if arguments.step else {}
     if work == "block":
-        module, inputs = qb_heat.Block(BLOCK[1], 4), [torch.randn(n, *BLOCK)]
+        x = given.pop("pixels", None)
+        module, inputs = qb_heat.Block(BLOCK[1], 4), [torch.randn(n, *BLOCK) if x is None else x]
     else:
         encoder = build_encoder(arguments.encoder, arguments.stride)
         images = given.pop("pixels", None)
         images = torch.randn(n, 3, size, size) if images is None else images
-        if work == "qb-heat":
-            counts = given.pop("groups", torch.tensor([n // 4] * 4)).int().tolist()
+        if work == "pretrain":
+            counts = given.pop("groups", torch.tensor([n // 4] * 4)).int().flatten().tolist()
             groups = dict(zip([(0, 0), (0, 1), (1, 0), (1, 1)], counts))
             module, inputs = qb_heat.QbHeat(encoder, arguments.stride), [images, groups]
             nn.init.normal_(module.propagator.matrices, std=0.02)
@@ -47,6 +48,7 @@ def prepare(arguments):
             module, inputs = encoder.eval(), [images]
     if given:
         module.load_state_dict(given, strict=False)
+        module.train(work != "features")
         missing = [name for name in module.state_dict() if name not in given and "num_batches" not in name]
         assert not missing, f"not in {arguments.step}: {missing}"
     if arguments.mode == "channels_last":
@@ -58,7 +60,7 @@ def prepare(arguments):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["qb-heat", "supervised", "features", "block"])
+    parser.add_argument("work", choices=["pretrain", "supervised", "features", "block"])
     parser.add_argument("--encoder", default="mobilenet-tiny")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--stride", type=int, default=8)
@@ -72,7 +74,7 @@ def main() -> None:
     torch.manual_seed(0)
     module, inputs = prepare(arguments)
     run = torch.compile(module) if arguments.mode == "compile" else module
-    trains = arguments.work in ("qb-heat", "supervised")
+    trains = arguments.work in ("pretrain", "supervised")
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95)) if trains else None
     if arguments.work == "block":
         inputs[0].requires_grad_()
@@ -80,10 +82,9 @@ def main() -> None:
     def step():
         if arguments.work == "features":
             with torch.no_grad():
-                run(*inputs)
-            return None
+                return run(*inputs)
         result = run(*inputs)
-        loss = result if trains else result.sum()
+        loss = result if trains else result.square().mean()
         module.zero_grad()
         loss.backward()
         if optimiser:
@@ -91,6 +92,8 @@ def main() -> None:
         return loss.item()
 
     first = step()
+    if arguments.work == "features":
+        first = first.square().mean().item()
     step()
     seconds = []
     for _ in range(arguments.steps):
@@ -100,7 +103,7 @@ def main() -> None:
     print(json.dumps({
         "images_per_s": arguments.batch_size / min(seconds),
         "parameters": sum(p.numel() for p in module.parameters()),
-        "loss": first,
+        "first_loss": first,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "torch": torch.__version__,
     }))

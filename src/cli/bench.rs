@@ -1,16 +1,45 @@
 //! `qbheat bench`
 
-use clap::Args;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use qbheat::bench::{BenchConfig, Work, bench};
 use qbheat::data::ImageSize;
 use qbheat::error::Result;
-use qbheat::pretrain::bench;
 use serde_json::json;
 
 use super::progress::Progress;
 use super::{Answer, Common, Settings, use_threads};
 
+/// What is timed.
+#[derive(Clone, Copy, ValueEnum)]
+enum WorkName {
+    /// A pre-training step.
+    Pretrain,
+    /// A supervised training step on whole images.
+    Supervised,
+    /// Feature extraction in evaluation mode.
+    Features,
+    /// Forward and backward pass of one transformer block on [N, 64, 192].
+    Block,
+}
+
+impl From<WorkName> for Work {
+    fn from(name: WorkName) -> Self {
+        match name {
+            WorkName::Pretrain => Self::Pretrain,
+            WorkName::Supervised => Self::Supervised,
+            WorkName::Features => Self::Features,
+            WorkName::Block => Self::Block,
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct Bench {
+    /// What to time.
+    #[arg(long, value_enum, default_value = "pretrain")]
+    work: WorkName,
     /// The network.
     #[arg(long)]
     encoder: Option<String>,
@@ -26,6 +55,15 @@ pub struct Bench {
     /// Steps that are timed, after two that are not.
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// Folder, .tar file, or `builtin`; where the images come from.
+    #[arg(long, default_value = qbheat::data::BUILTIN)]
+    data: String,
+    /// Take the first batch again and again instead of loading new ones.
+    #[arg(long)]
+    one_batch: bool,
+    /// Keep the weights before the first step and its batch here, as safetensors.
+    #[arg(long, value_name = "FILE")]
+    keep_step: Option<PathBuf>,
     /// A setting, such as qb_heat.decoder.depth=1; may be given often.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -37,7 +75,7 @@ impl Bench {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let config = Settings::default()
             .common(&self.common)
-            .add("data.path", Some(qbheat::data::BUILTIN))
+            .add("data.path", Some(&self.data))
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.stride", self.stride)
             .add("image_size", self.image_size.map(ImageSize::to_toml))
@@ -45,18 +83,31 @@ impl Bench {
             .parsed(&self.settings)?
             .load(None)?;
         use_threads(config.threads);
-        let result = bench(&config, self.steps.max(1), progress)?;
+        let work = Work::from(self.work);
+        let how = BenchConfig {
+            work,
+            steps: self.steps.max(1),
+            one_batch: self.one_batch,
+            keep_step: self.keep_step.as_deref(),
+        };
+        let result = bench(&config, &how, progress)?;
         let peak = peak_memory_mib();
         let json = json!({
+            "work": work,
             "encoder": config.encoder.name,
             "image_size": config.image_size,
             "stride": config.encoder.stride,
             "batch_size": config.optim.batch_size,
             "threads": config.threads,
-            "steps": self.steps.max(1),
+            "steps": how.steps,
             "images_per_s": result.best,
             "images_per_s_median": result.median,
             "ms": result.milliseconds,
+            "parameters": result.parameters,
+            "first_loss": result.first_loss,
+            "gflops": result.gflops,
+            "peak_gflops": result.peak_gflops,
+            "instructions": qbheat_kernels::instructions(),
             "peak_memory_mib": peak,
         });
         let parts: Vec<String> = result
@@ -68,7 +119,7 @@ impl Bench {
         Ok(Answer::done(
             json,
             format!(
-                "{} at {} px, stride {}, batch {}, {} threads: {:.0} images/s at best, {:.0} in the median step ({}){memory}",
+                "{} at {} px, stride {}, batch {}, {} threads: {:.0} images/s at best, {:.0} in the median step ({}){memory}; {:.0} of {:.0} GFLOP/s that matrix products reach",
                 config.encoder.name,
                 config.image_size,
                 config.encoder.stride,
@@ -77,6 +128,8 @@ impl Bench {
                 result.best,
                 result.median,
                 parts.join(", "),
+                result.gflops,
+                result.peak_gflops,
             ),
         ))
     }

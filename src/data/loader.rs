@@ -12,6 +12,7 @@ use crate::random::{self, Purpose};
 const AHEAD: usize = 2;
 
 /// Images as numbers, and where they came from.
+#[derive(Clone)]
 pub struct Batch {
     /// Epoch the batch belongs to, from 0.
     pub epoch: u64,

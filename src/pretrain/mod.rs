@@ -1,7 +1,6 @@
 //! Pre-training runs: the methods by name, and what surrounds the training loop.
 
 mod bad_step;
-mod bench;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +21,6 @@ use crate::train::{INDEX_FILE, RunFolder, Schedule, write_durably};
 use crate::weights::given_encoder;
 
 pub use bad_step::{Replay, replay};
-pub use bench::{BenchResult, bench};
 use run::{Run, Start};
 
 /// A network that pre-trains an encoder: what the training loop needs to know of a method.
@@ -131,7 +129,7 @@ pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
 }
 
 /// Something to be done with the network of whichever method a configuration names.
-trait WithModel {
+pub(crate) trait WithModel {
     /// What comes of it.
     type Output;
 
@@ -140,7 +138,11 @@ trait WithModel {
 }
 
 /// Gives `work` a network with fresh weights of the configuration's method. Methods are picked by name here only.
-fn with_model<W: WithModel>(config: &Config, device: &Device, work: W) -> Result<W::Output> {
+pub(crate) fn with_model<W: WithModel>(
+    config: &Config,
+    device: &Device,
+    work: W,
+) -> Result<W::Output> {
     match config.method {
         Method::QbHeat => work.with(qb_heat(config, device)?),
     }

@@ -19,12 +19,25 @@ const WEIGHT_DECAY: f64 = 0.05;
 
 /// An encoder with mean pooling and a linear classifier.
 #[derive(Module, Debug)]
-struct Classifier {
+pub struct Classifier {
     encoder: Encoder,
     classifier: Linear,
 }
 
 impl Classifier {
+    /// Of an encoder and a layer from its channels to the classes.
+    pub fn new(encoder: Encoder, classifier: Linear) -> Self {
+        Self {
+            encoder,
+            classifier,
+        }
+    }
+
+    /// Cross-entropy of images `[N, 3, H, W]`, averaged, `[1]`.
+    pub fn loss(&self, images: Tensor<4>, labels: &[u32]) -> Tensor<1> {
+        cross_entropy(self.forward(images), labels)
+    }
+
     /// `[N, 3, H, W]` to `[N, classes]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         let map = self.encoder.channels_last(images);
@@ -52,10 +65,7 @@ pub fn finetune(
     }
     let classifier = Init::new(config.seed, &device).linear(encoder.channels(), data.classes.len());
     let state = TrainState {
-        model: Classifier {
-            encoder: encoder.clone().unfreeze().train(),
-            classifier,
-        },
+        model: Classifier::new(encoder.clone().unfreeze().train(), classifier),
         optimizer: AdamW::new(AdamWConfig {
             betas: [0.9, 0.999],
             weight_decay: WEIGHT_DECAY,
@@ -86,7 +96,7 @@ pub fn finetune(
         |model: &Classifier, batch| {
             let images = Tensor::from_data(TensorData::new(batch.pixels, batch.shape), &device);
             let labels: Vec<u32> = batch.indices.iter().map(|&i| label_of[i]).collect();
-            cross_entropy(model.forward(images), &labels)
+            model.loss(images, &labels)
         },
         give_up,
         |_, report| {

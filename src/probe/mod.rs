@@ -18,7 +18,7 @@ use crate::observe::Observer;
 use crate::random::{self, Purpose};
 
 pub use features::{Features, Matrix, Whitening, extract, whole_images};
-pub use finetune::finetune;
+pub use finetune::{Classifier, finetune};
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
 pub use record::{ProbeRecord, UNTRAINED, mean_gain, probe_data};

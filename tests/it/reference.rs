@@ -4,14 +4,16 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use qbheat::config::Config;
 use qbheat::encoder::{
-    Activation, Build, DynamicRelu, Former, FormerToMobile, InvertedResidual, MobileFormer,
-    MobileToFormer, Residual, Row, Table,
+    Build, DynamicRelu, Former, FormerToMobile, InvertedResidual, MobileFormer, MobileToFormer,
+    Residual, Row, Table,
 };
 use qbheat::heat::{
     Parametrisation, Propagator, Quadrant, Visible, normalise_patches, patches,
     weighted_mean_squared_error,
 };
-use qbheat::nn::{Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics};
+use qbheat::nn::{
+    Activation, Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics,
+};
 use qbheat::pretrain::qb_heat;
 use qbheat::probe::{Matrix, fit_logistic};
 use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
@@ -85,6 +87,11 @@ fn layer_case<M: Module, const D: usize>(
     assert_running_statistics(&fixtures, case, &module);
 }
 
+/// A forward pass over maps with channels last, for inputs and answers with channels first.
+fn channels_last(forward: impl Fn(Tensor<4>) -> Tensor<4>, x: Tensor<4>) -> Tensor<4> {
+    forward(x.permute([0, 2, 3, 1])).permute([0, 3, 1, 2])
+}
+
 /// The gradients of `loss` after the input `x` and all parameters, off by at most `tolerance` of the largest one.
 fn assert_gradients<M: Module, const D: usize>(
     fixtures: &StateDict,
@@ -150,11 +157,11 @@ fn inverted_residual_equals_pytorch_running_statistics_included() {
     };
     let with_skip = residual([6, 10, 6], 1);
     layer_case("residual1", with_skip, [3, 6, 5, 5], |block, x| {
-        block.forward(x)
+        channels_last(|x| block.forward(x), x)
     });
     let with_stride = residual([6, 10, 8], 2);
     layer_case("residual2", with_stride, [3, 6, 6, 6], |block, x| {
-        block.forward(x)
+        channels_last(|x| block.forward(x), x)
     });
 }
 
@@ -165,20 +172,23 @@ fn the_parts_of_a_mobile_former_block_equal_pytorch() {
     let shape = [3, 6, 3, 5];
     let relu = DynamicRelu::new(6, 8, &mut init());
     layer_case("dynamic-relu", relu, shape, |relu, x| {
-        relu.forward(x, token.clone())
+        let slopes = relu.slopes(token.clone());
+        let half = |i: usize| slopes.clone().slice_dim(1, 6 * i..6 * i + 6);
+        let [a, b] = [0, 1].map(|i| half(i).reshape([3, 6, 1, 1]));
+        (a * x.clone()).max_pair(b * x)
     });
     let former = Former::new(8, &mut init());
     layer_case("tokens", former, [3, 4, 8], |former, z| former.forward(z));
     let to_map = FormerToMobile::new(6, 8, &mut init());
     layer_case("tokens-to-map", to_map, shape, |bridge, x| {
-        bridge.forward(x, tokens.clone())
+        channels_last(|x| bridge.forward(x, tokens.clone()), x)
     });
 
     // Map in, tokens out.
     let (case, fixtures) = ("map-to-tokens", fixtures());
     let to_tokens = fill(MobileToFormer::new(6, 8, &mut init()));
     let x: Tensor<4> = tensor(&wave(&shape, 0.5, 1.0)).require_grad();
-    let z = to_tokens.forward(&x, tokens);
+    let z = to_tokens.forward(&x.clone().permute([0, 2, 3, 1]), tokens);
     assert_close(
         &fixtures,
         &format!("{case}/output"),
@@ -246,7 +256,9 @@ fn a_mobile_former_equals_pytorch_on_whole_images_and_quarters_in_both_modes() {
                 _ => use_batch_statistics(mini(groups), false),
             };
             let x = x.clone().detach().require_grad();
-            let (map, tokens) = network.forward_with_tokens(x.clone());
+            let image = x.clone().permute([0, 2, 3, 1]);
+            let (map, tokens) = network.forward_with_tokens(image);
+            let map = map.permute([0, 3, 1, 2]);
             assert_close(
                 &fixtures,
                 &format!("{case}/map"),

@@ -38,7 +38,11 @@ impl Layout {
                 lengths: [l, l],
                 channels,
                 head: channels / heads,
-                parts: [(0, 0, width), (0, channels, width), (0, 2 * channels, width)],
+                parts: [
+                    (0, 0, width),
+                    (0, channels, width),
+                    (0, 2 * channels, width),
+                ],
             };
         }
         Self {

@@ -385,8 +385,7 @@ impl Operation for Chain {
                     (z, statistics.map(Array::clone))
                 }
                 None => {
-                    let (z, moments) =
-                        convolve(stage, &source, |_, z| Moments::of(z, channels));
+                    let (z, moments) = convolve(stage, &source, |_, z| Moments::of(z, channels));
                     let (mean, variance) = combine(&moments, channels);
                     let statistics = [mean, variance].map(|s| Array::new(s, &[channels]));
                     extras.extend(statistics.iter().cloned());
@@ -635,8 +634,12 @@ impl Back<'_> {
         for (start, count) in chunks(piece.samples * rows) {
             let row = piece.first * rows + start;
             let dz = &mut dz[..count * columns];
-            self.behind
-                .dz(row, &self.dy[row * columns..][..count * columns], self.slopes, dz);
+            self.behind.dz(
+                row,
+                &self.dy[row * columns..][..count * columns],
+                self.slopes,
+                dz,
+            );
             let x = self.source.rows(row, count, &mut scratch);
             multiply_transposed(count, [columns, depth], dz, x, start > 0, &mut dw);
             if self.wants_dx {
@@ -719,8 +722,12 @@ impl Back<'_> {
             for (start, count) in chunks(rows_to) {
                 let row = whole * rows_to + start;
                 let dz = &mut dz[..count * columns];
-                self.behind
-                    .dz(row, &self.dy[row * columns..][..count * columns], self.slopes, dz);
+                self.behind.dz(
+                    row,
+                    &self.dy[row * columns..][..count * columns],
+                    self.slopes,
+                    dz,
+                );
                 let add = sample > 0 || start > 0;
                 let gathered = window.gather(image, start, count, &mut seen);
                 multiply_transposed(count, [columns, depth], dz, gathered, add, &mut dw);
@@ -771,7 +778,8 @@ impl Weights {
             Kind::Dense { .. } => {
                 let window = stage.window();
                 let by_window = window.permuted(stage.weight);
-                weights.packed = Packed::new([columns, window.depth()], &by_window, [window.depth(), 1]);
+                weights.packed =
+                    Packed::new([columns, window.depth()], &by_window, [window.depth(), 1]);
             }
         }
         weights
@@ -831,7 +839,11 @@ impl Window {
 
     fn packed(&self, weight: &[f32]) -> Packed {
         let outputs = weight.len() / self.depth();
-        Packed::new([self.depth(), outputs], &self.permuted(weight), [1, self.depth()])
+        Packed::new(
+            [self.depth(), outputs],
+            &self.permuted(weight),
+            [1, self.depth()],
+        )
     }
 
     /// For each row of the kernel at a position: where it starts in the image, which of its columns lie inside.
@@ -845,7 +857,8 @@ impl Window {
             let row = row.filter(|&row| row < self.height);
             Run {
                 tap: ky * self.side,
-                image: row.map(|row| (row * self.width + left + inside.start - border) * self.channels),
+                image: row
+                    .map(|row| (row * self.width + left + inside.start - border) * self.channels),
                 inside: inside.clone(),
             }
         })
@@ -867,7 +880,10 @@ impl Window {
                     seen.fill(0.0);
                     continue;
                 };
-                let (a, b) = (run.inside.start * self.channels, run.inside.end * self.channels);
+                let (a, b) = (
+                    run.inside.start * self.channels,
+                    run.inside.end * self.channels,
+                );
                 seen[..a].fill(0.0);
                 seen[a..b].copy_from_slice(&image[from..][..b - a]);
                 seen[b..].fill(0.0);
@@ -882,7 +898,10 @@ impl Window {
             for run in self.runs(start + i) {
                 let Some(from) = run.image else { continue };
                 let seen = &seen[run.tap * self.channels..];
-                let (a, b) = (run.inside.start * self.channels, run.inside.end * self.channels);
+                let (a, b) = (
+                    run.inside.start * self.channels,
+                    run.inside.end * self.channels,
+                );
                 add(&mut image[from..][..b - a], &seen[a..b]);
             }
         }
@@ -905,9 +924,13 @@ mod tests {
 
     #[test]
     fn windows_see_what_a_loop_over_pixels_sees() {
-        for (height, width, channels, side, stride) in
-            [(5, 4, 2, 3, 1), (5, 4, 3, 3, 2), (6, 7, 1, 7, 2), (1, 1, 2, 3, 1), (4, 4, 1, 5, 3)]
-        {
+        for (height, width, channels, side, stride) in [
+            (5usize, 4usize, 2, 3, 1),
+            (5, 4, 3, 3, 2),
+            (6, 7, 1, 7, 2),
+            (1, 1, 2, 3, 1),
+            (4, 4, 1, 5, 3),
+        ] {
             let columns = width.div_ceil(stride);
             let window = Window {
                 height,

@@ -181,7 +181,10 @@ pub fn convolve(
 ) {
     let channels = image.channels;
     assert!(out.len() >= rows * columns * channels && taps.len() == TAPS * channels);
-    assert!(rows == 0 || image.end((rows - 1) * stride + 2, (columns - 1) * stride + 2) <= image.values.len());
+    assert!(
+        rows == 0
+            || image.end((rows - 1) * stride + 2, (columns - 1) * stride + 2) <= image.values.len()
+    );
     arch().dispatch(Convolve {
         image,
         taps,
@@ -294,7 +297,11 @@ impl Correlate<'_> {
             let mut sums = block.taps(into, channels);
             for y in 0..self.rows {
                 let row = self.image.values.as_ptr().add(y * self.stride * pitch);
-                let dz = self.dz.values.as_ptr().add((y + 1) * self.dz.pitch() + channels);
+                let dz = self
+                    .dz
+                    .values
+                    .as_ptr()
+                    .add((y + 1) * self.dz.pitch() + channels);
                 for x in 0..self.columns {
                     let corner = row.add(x * self.stride * channels);
                     let slope = block.load(dz.add(x * channels));

@@ -77,8 +77,6 @@ pub enum Onto<'a> {
     Zero,
     /// A row, the same for all, `[columns]`.
     Row(&'a [f32]),
-    /// What stands in the result's place.
-    Itself,
 }
 
 /// Rows of a matrix, each `stride` behind the one before.
@@ -167,10 +165,9 @@ impl WithSimd for Multiply<'_> {
         } = self;
         let mut panel = b.values.as_ptr();
         for (start, width) in panels(b.columns, S::F32_LANES) {
-            let (bias, add) = match onto {
-                Onto::Zero => (std::ptr::null(), false),
-                Onto::Row(row) => (row[start..].as_ptr(), false),
-                Onto::Itself => (std::ptr::null(), true),
+            let bias = match onto {
+                Onto::Zero => std::ptr::null(),
+                Onto::Row(row) => row[start..].as_ptr(),
             };
             let tiles = Tiles {
                 a: a.values.as_ptr(),
@@ -182,7 +179,7 @@ impl WithSimd for Multiply<'_> {
                 c_stride: c.stride,
                 filled: width.min(b.columns - start),
                 bias,
-                add,
+                add: false,
             };
             // SAFETY: the lengths were checked in `multiply_rows`; a panel holds `depth` rows of `width`.
             unsafe {

@@ -15,7 +15,7 @@ mod array;
 mod attention;
 mod conv;
 mod depthwise;
-pub mod gemm;
+mod gemm;
 mod layer_norm;
 mod linear;
 mod norm;
@@ -43,6 +43,28 @@ pub fn set_enabled(enabled: bool) {
 /// The vector instructions in use.
 pub fn instructions() -> String {
     format!("{:?}", simd::arch())
+}
+
+/// Billions of floating-point operations a second that products of matrices reach on all threads of rayon's pool: what
+/// nothing here can exceed. Takes about a quarter of a second.
+pub fn peak_gflops() -> f64 {
+    const SIDE: usize = 96;
+    const TIMES: usize = 200;
+    let matrix = vec![1.0; SIDE * SIDE];
+    let packed = gemm::Packed::new([SIDE, SIDE], &matrix, [SIDE, 1]);
+    let once = || {
+        let start = std::time::Instant::now();
+        rayon::broadcast(|_| {
+            let mut product = vec![0.0; SIDE * SIDE];
+            for _ in 0..TIMES {
+                gemm::multiply(SIDE, &matrix, &packed, gemm::Onto::Zero, &mut product);
+            }
+            std::hint::black_box(product);
+        });
+        let operations = 2 * SIDE * SIDE * SIDE * TIMES * rayon::current_num_threads();
+        operations as f64 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..100).map(|_| once()).fold(0.0, f64::max)
 }
 
 /// Whether the fused operations are to compute with such a tensor.
@@ -114,10 +136,7 @@ pub fn self_attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
         return run(attention::Attention { heads }, [qkv.into()]).0;
     }
     let channels = qkv.dims()[2] / 3;
-    let part = |i: usize| {
-        qkv.clone()
-            .slice_dim(2, i * channels..(i + 1) * channels)
-    };
+    let part = |i: usize| qkv.clone().slice_dim(2, i * channels..(i + 1) * channels);
     plain::attention(part(0), part(1), part(2), heads)
 }
 

@@ -494,11 +494,18 @@ mod tests {
 
     #[test]
     fn moments_of_parts_are_those_of_the_whole() {
-        let values: Vec<f32> = (0..3 * 70).map(|i| ((i * 37) % 101) as f32 + 1000.0).collect();
-        let parts: Vec<Moments> = values.chunks(3 * 20).map(|part| Moments::of(part, 3)).collect();
+        let values: Vec<f32> = (0..3 * 70)
+            .map(|i| ((i * 37) % 101) as f32 + 1000.0)
+            .collect();
+        let parts: Vec<Moments> = values
+            .chunks(3 * 20)
+            .map(|part| Moments::of(part, 3))
+            .collect();
         let (mean, variance) = combine(&parts, 3);
         for column in 0..3 {
-            let column_of: Vec<f64> = (0..70).map(|row| f64::from(values[row * 3 + column])).collect();
+            let column_of: Vec<f64> = (0..70)
+                .map(|row| f64::from(values[row * 3 + column]))
+                .collect();
             let exact = column_of.iter().sum::<f64>() / 70.0;
             let spread = column_of.iter().map(|x| (x - exact).powi(2)).sum::<f64>() / 70.0;
             assert!((f64::from(mean[column]) - exact).abs() < 1e-4);

@@ -75,13 +75,53 @@ impl<B: Backend> Inputs<B> {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("as many as there are fields");
         Self(
-            next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
+            next(),
         )
     }
 
     fn first(self, count: usize) -> Vec<FloatTensor<B>> {
-        let Self(t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18) = self;
-        let mut inputs = vec![t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18];
+        let Self(
+            t0,
+            t1,
+            t2,
+            t3,
+            t4,
+            t5,
+            t6,
+            t7,
+            t8,
+            t9,
+            t10,
+            t11,
+            t12,
+            t13,
+            t14,
+            t15,
+            t16,
+            t17,
+            t18,
+        ) = self;
+        let mut inputs = vec![
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18,
+        ];
         inputs.truncate(count);
         inputs
     }
@@ -98,11 +138,7 @@ pub trait Fused: Backend {
 }
 
 impl Fused for Flex {
-    fn fused(
-        inputs: Inputs<Self>,
-        count: usize,
-        operation: Arc<dyn Operation>,
-    ) -> Vec<FlexTensor> {
+    fn fused(inputs: Inputs<Self>, count: usize, operation: Arc<dyn Operation>) -> Vec<FlexTensor> {
         let inputs: Vec<Array> = inputs.first(count).into_iter().map(Array::dense).collect();
         let Forward { output, extras, .. } = operation.forward(&inputs, false);
         std::iter::once(output)

@@ -45,7 +45,12 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tens
         .reshape([n, l, c])
 }
 
-pub fn chain(x: Tensor<4>, stages: Vec<Stage>, skip: bool, epsilon: f32) -> (Tensor<4>, Statistics) {
+pub fn chain(
+    x: Tensor<4>,
+    stages: Vec<Stage>,
+    skip: bool,
+    epsilon: f32,
+) -> (Tensor<4>, Statistics) {
     let mut statistics = Vec::new();
     let y = stages.into_iter().fold(x.clone(), |x, stage| {
         let z = convolve(x, &stage);

@@ -22,7 +22,9 @@ pub fn piece(rows: usize, unit: usize) -> usize {
 
 /// Chunks of at most [`CHUNK`] rows of `0..rows`: first row and how many.
 pub fn chunks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).step_by(CHUNK).map(move |start| (start, CHUNK.min(rows - start)))
+    (0..rows)
+        .step_by(CHUNK)
+        .map(move |start| (start, CHUNK.min(rows - start)))
 }
 
 /// Rows of a chunk where every one may run on another thread: fewer where there are few rows.
@@ -40,13 +42,16 @@ pub fn add_up(parts: Vec<Vec<f32>>) -> Vec<f32> {
     if parts.is_empty() {
         return total;
     }
-    total.par_chunks_mut(4096).enumerate().for_each(|(i, total)| {
-        for part in &parts {
-            for (sum, value) in total.iter_mut().zip(&part[i * 4096..]) {
-                *sum += value;
+    total
+        .par_chunks_mut(4096)
+        .enumerate()
+        .for_each(|(i, total)| {
+            for part in &parts {
+                for (sum, value) in total.iter_mut().zip(&part[i * 4096..]) {
+                    *sum += value;
+                }
             }
-        }
-    });
+        });
     total
 }
 

@@ -44,23 +44,7 @@ pub fn unwritten(length: usize) -> Vec<f32> {
     values
 }
 
-/// A whole vector's worth of floats from the start of `from`.
-#[inline(always)]
-pub fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
-    assert!(from.len() >= S::F32_LANES);
-    // SAFETY: there are enough floats, and vectors of floats are plain data.
-    unsafe { from.as_ptr().cast::<S::f32s>().read_unaligned() }
-}
-
-/// Writes a vector to the start of `to`.
-#[inline(always)]
-pub fn store<S: Simd>(_: S, to: &mut [f32], values: S::f32s) {
-    assert!(to.len() >= S::F32_LANES);
-    // SAFETY: there is room enough, and vectors of floats are plain data.
-    unsafe { to.as_mut_ptr().cast::<S::f32s>().write_unaligned(values) }
-}
-
-/// Four partial sums of `term(i)`, so that additions need not wait for each other.
+/// Σ `term(i)` as many sums side by side, which are added pairwise at the end.
 #[inline(always)]
 fn reduce(length: usize, term: impl Fn(usize) -> f32) -> f32 {
     const LANES: usize = 64;
@@ -117,7 +101,10 @@ pub fn largest(x: &[f32]) -> f32 {
             *most = if value > *most { value } else { *most };
         }
     }
-    rest.iter().chain(&most).copied().fold(f32::NEG_INFINITY, f32::max)
+    rest.iter()
+        .chain(&most)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// eˣ to two units in the last place, 0 below −87; for x up to 88.
@@ -130,7 +117,9 @@ pub fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     // ln 2 in two parts, the first of few digits, so that its products with n are exact.
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    let series = 0.5 + r * (0.166_666_65 + r * (0.041_665_795 + r * (0.008_333_452 + r * (1.398_2e-3 + r * 1.987_569_1e-4))));
+    let series = 0.5
+        + r * (0.166_666_65
+            + r * (0.041_665_795 + r * (0.008_333_452 + r * (1.398_2e-3 + r * 1.987_569_1e-4))));
     let value = 1.0 + r + r * r * series;
     let power = (shifted.to_bits() << 23).wrapping_add(127 << 23);
     value * f32::from_bits(power)
@@ -148,8 +137,7 @@ fn erf(x: f32) -> f32 {
                 + s * (-5.692_506_5e-5
                     + s * (-2.101_024e-6 + s * (2.770_681_4e-8 + s * -2.726_142_3e-10)))));
     let q = -1.426_473_9e-2
-        + s * (-7.373_329e-3
-            + s * (-1.682_827e-3 + s * (-2.133_740_5e-4 + s * -1.456_607_2e-5)));
+        + s * (-7.373_329e-3 + s * (-1.682_827e-3 + s * (-2.133_740_5e-4 + s * -1.456_607_2e-5)));
     x * p / q
 }
 

@@ -221,7 +221,9 @@ impl DownSampling {
 
     fn forward(&self, x: Tensor<4>, token: Tensor<2>) -> Tensor<4> {
         let [first, second] = self.shuffles;
-        let dw1 = self.dw1.dynamic(unshuffle(self.act1.slopes(token.clone()), first));
+        let dw1 = self
+            .dw1
+            .dynamic(unshuffle(self.act1.slopes(token.clone()), first));
         let dw2 = self.dw2.dynamic(unshuffle(self.act2.slopes(token), second));
         let [pw1, pw2] = [&self.pw1, &self.pw2].map(|pw| pw.layer(Activation::Identity));
         if first == 1 {
