@@ -20,6 +20,8 @@ pub struct Config {
     pub seed: u64,
     /// Threads of the training step; 0 takes all cores.
     pub threads: usize,
+    /// Computes with the fused operations of `qbheat-kernels`, where the device has them; without, with Burn's own.
+    pub kernels: bool,
     /// Size in pixels of the images the network sees: a side, or `[height, width]`.
     pub image_size: ImageSize,
     /// The pre-training method.
@@ -80,6 +82,7 @@ impl Default for Config {
         Self {
             seed: 0,
             threads: 0,
+            kernels: true,
             image_size: ImageSize::square(64),
             method: Method::QbHeat,
             data: DataConfig::default(),
@@ -94,6 +97,13 @@ impl Default for Config {
 impl Config {
     /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
     pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
+        let config = Self::load_for_any_size(file, settings)?;
+        config.check_blocks()?;
+        Ok(config)
+    }
+
+    /// As [`Self::load`], for images that need not be cut into visible and masked blocks.
+    pub fn load_for_any_size(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
         let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
         if let Some(path) = file {
             let at = |message: String| Error::Config {
@@ -121,6 +131,26 @@ impl Config {
         })?;
         config.resolve()?;
         Ok(config)
+    }
+
+    /// Whether the images can be cut into blocks of whole positions of the feature map.
+    fn check_blocks(&self) -> Result<()> {
+        let cell = 2 * self.encoder.stride;
+        let ImageSize { height, width } = self.image_size;
+        let fitting = |side: usize| (side.div_ceil(cell) * cell).max(cell);
+        require(
+            fitting(height) == height && fitting(width) == width,
+            "image_size",
+            self.image_size,
+            &format!(
+                "a multiple of twice the stride (2·{} = {cell}), {} say",
+                self.encoder.stride,
+                ImageSize {
+                    height: fitting(height),
+                    width: fitting(width)
+                }
+            ),
+        )
     }
 
     /// The images that the network sees.
@@ -161,22 +191,6 @@ impl Config {
             self.encoder.stride = encoder.default_stride(self.image_size.shorter());
         }
         encoder.check_stride(self.encoder.stride)?;
-        let cell = 2 * self.encoder.stride;
-        let ImageSize { height, width } = self.image_size;
-        let fitting = |side: usize| (side.div_ceil(cell) * cell).max(cell);
-        require(
-            fitting(height) == height && fitting(width) == width,
-            "image_size",
-            self.image_size,
-            &format!(
-                "a multiple of twice the stride (2·{} = {cell}), {} say",
-                self.encoder.stride,
-                ImageSize {
-                    height: fitting(height),
-                    width: fitting(width)
-                }
-            ),
-        )?;
         let decoder = &self.qb_heat.decoder;
         require(
             decoder.heads > 0,

@@ -4,6 +4,11 @@ mod cli;
 
 use std::process::ExitCode;
 
+use qbheat_kernels::KeepingAllocator;
+
+#[global_allocator]
+static MEMORY: KeepingAllocator = KeepingAllocator::new();
+
 fn main() -> ExitCode {
     cli::run()
 }

@@ -9,7 +9,7 @@ use qbheat::error::Result;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, Settings, use_threads};
+use super::{Answer, Common, Settings, compute_as};
 
 /// What is timed.
 #[derive(Clone, Copy, ValueEnum)]
@@ -73,17 +73,21 @@ pub struct Bench {
 
 impl Bench {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
-        let config = Settings::default()
+        let work = Work::from(self.work);
+        let mut settings = Settings::default();
+        settings
             .common(&self.common)
             .add("data.path", Some(&self.data))
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.stride", self.stride)
             .add("image_size", self.image_size.map(ImageSize::to_toml))
             .add("optim.batch_size", self.batch_size)
-            .parsed(&self.settings)?
-            .load(None)?;
-        use_threads(config.threads);
-        let work = Work::from(self.work);
+            .parsed(&self.settings)?;
+        let config = match work {
+            Work::Pretrain => settings.load(None)?,
+            _ => settings.load_for_any_size()?,
+        };
+        compute_as(&config, None);
         let how = BenchConfig {
             work,
             steps: self.steps.max(1),

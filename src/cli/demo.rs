@@ -17,7 +17,7 @@ use serde_json::json;
 use super::probe::{FEATURE_MEMORY_MIB, label};
 use super::progress::Progress;
 use super::{
-    Answer, Common, Settings, answer_of_run, describe_data, free_folder, signals, use_threads,
+    Answer, Common, Settings, answer_of_run, compute_as, describe_data, free_folder, signals,
 };
 
 const ENCODER: &str = "mobilenet-tiny";
@@ -61,7 +61,7 @@ impl Demo {
                 self.probe_images
             )));
         }
-        use_threads(config.threads);
+        compute_as(&config, None);
         RunFolder::check_free(&out)?;
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         progress.note(&describe_data(&dataset));

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use qbheat::config::{Config, parse_setting};
 use qbheat::data::{Dataset, Split, Summary};
-use qbheat::error::Result;
+use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::Outcome;
 use serde_json::{Value, json};
@@ -90,9 +90,12 @@ impl Answer {
 
 /// Runs the program.
 pub fn run() -> ExitCode {
-    keep_memory();
     let arguments = Arguments::parse();
     let progress = Progress::new();
+    if let Err(error) = heed_environment() {
+        progress.note(&format!("error: {error}"));
+        return ExitCode::from(error.exit_code());
+    }
     let (json, answer) = match &arguments.command {
         Command::Demo(command) => (command.common.json, command.run(&progress)),
         Command::Pretrain(command) => (command.common.json, command.run(&progress)),
@@ -128,15 +131,20 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Keeps freed memory for the next step instead of giving it back and fetching it anew: a tenth to a quarter of a
-/// step's time with glibc.
-fn keep_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets parameters of the allocator, before any other thread runs.
-    unsafe {
-        // The largest threshold glibc accepts without silently ignoring it.
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+/// `QBHEAT_KERNELS=off` has the same effect as the setting `kernels = false`, for every command.
+fn heed_environment() -> Result<()> {
+    const KEY: &str = "QBHEAT_KERNELS";
+    match std::env::var(KEY).as_deref() {
+        Err(_) | Ok("on") => Ok(()),
+        Ok("off") => {
+            qbheat_kernels::set_enabled(false);
+            Ok(())
+        }
+        Ok(other) => Err(Error::Value {
+            key: KEY.into(),
+            value: other.to_owned(),
+            expected: "on or off".into(),
+        }),
     }
 }
 
@@ -146,6 +154,14 @@ fn use_threads(threads: usize) {
     let _ = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global();
+}
+
+/// Fixes how this process computes: as the configuration says, with other `threads` where they are given.
+fn compute_as(config: &Config, threads: Option<usize>) {
+    use_threads(threads.unwrap_or(config.threads));
+    if !config.kernels {
+        qbheat_kernels::set_enabled(false);
+    }
 }
 
 /// Flags that are short for `--set`, then the `--set` options themselves.
@@ -173,6 +189,10 @@ impl Settings {
 
     fn load(&self, file: Option<&Path>) -> Result<Config> {
         Config::load(file, &self.0)
+    }
+
+    fn load_for_any_size(&self) -> Result<Config> {
+        Config::load_for_any_size(None, &self.0)
     }
 }
 

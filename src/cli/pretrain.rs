@@ -10,7 +10,7 @@ use qbheat::pretrain::{self, Surroundings};
 use qbheat::train::RunFolder;
 
 use super::progress::Progress;
-use super::{Answer, Common, Settings, answer_of_run, describe_data, signals, use_threads};
+use super::{Answer, Common, Settings, answer_of_run, compute_as, describe_data, signals};
 
 #[derive(Args)]
 pub struct Pretrain {
@@ -61,7 +61,7 @@ impl Pretrain {
             .add("optim.batch_size", self.batch_size)
             .parsed(&self.settings)?
             .load(self.config.as_deref())?;
-        use_threads(config.threads);
+        compute_as(&config, None);
         RunFolder::check_free(&self.out)?;
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         progress.note(&describe_data(&dataset));

@@ -9,7 +9,7 @@ use qbheat::train::RunFolder;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, use_threads};
+use super::{Answer, Common, compute_as};
 
 #[derive(Args)]
 pub struct Replay {
@@ -23,7 +23,7 @@ impl Replay {
     pub fn run(&self, _progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
         let config = pretrain::resumed_config(&run, None)?;
-        use_threads(self.common.threads.unwrap_or(config.threads));
+        compute_as(&config, self.common.threads);
         let replay = pretrain::replay(&run, &config)?;
         let json = json!({"run": self.run, "same": replay.is_same(), "replay": replay});
         Ok(Answer::done(json, describe(&replay)))

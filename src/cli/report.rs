@@ -11,7 +11,7 @@ use qbheat::train::RunFolder;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, use_threads};
+use super::{Answer, Common, compute_as};
 
 #[derive(Args)]
 pub struct Report {
@@ -25,7 +25,7 @@ impl Report {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
         let config = resumed_config(&run, None)?;
-        use_threads(self.common.threads.unwrap_or(config.threads));
+        compute_as(&config, self.common.threads);
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         let path = write_report(&run, &config, &dataset)?;
         let text = path.display().to_string();

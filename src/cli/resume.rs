@@ -9,7 +9,7 @@ use qbheat::pretrain::{self, Surroundings};
 use qbheat::train::RunFolder;
 
 use super::progress::Progress;
-use super::{Answer, Common, answer_of_run, describe_data, signals, use_threads};
+use super::{Answer, Common, answer_of_run, compute_as, describe_data, signals};
 
 #[derive(Args)]
 pub struct Resume {
@@ -43,7 +43,7 @@ impl Resume {
                 config.threads
             ));
         }
-        use_threads(threads);
+        compute_as(&config, Some(threads));
         let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
         progress.note(&describe_data(&dataset));
         signals::catch();

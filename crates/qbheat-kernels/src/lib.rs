@@ -18,6 +18,7 @@ mod depthwise;
 mod gemm;
 mod layer_norm;
 mod linear;
+mod memory;
 mod norm;
 mod operation;
 mod plain;
@@ -31,6 +32,7 @@ use burn::tensor::{DType, Device, Tensor};
 use conv::{Chain, Kind};
 use operation::{Input, run};
 
+pub use memory::KeepingAllocator;
 pub use norm::Activation;
 
 static ENABLED: AtomicBool = AtomicBool::new(true);

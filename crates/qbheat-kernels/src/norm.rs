@@ -247,64 +247,75 @@ impl Behind {
 
     /// y of rows `start..`, as many as `y` holds.
     pub fn apply(&self, start: usize, y: &mut [f32]) {
-        let count = y.len() / self.columns;
+        let tile = self.scale.len();
         let mut rest = y;
-        for (sample, first, count) in self.runs(start, count) {
+        for (sample, first, count) in self.runs(start, rest.len() / self.columns) {
             let (y, more) = rest.split_at_mut(count * self.columns);
             rest = more;
-            y.copy_from_slice(self.z(first, count));
-            self.activate(sample, y);
+            let z = self.z(first, count);
+            let slopes = self.slopes_of(sample);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, z) in y.chunks_mut(tile).zip(z.chunks(tile)) {
+                        self.activate(z, &slopes, y);
+                    }
+                },
+            );
         }
     }
 
     /// Turns z, rows `start..`, into y where it stands.
     pub fn apply_in_place(&self, start: usize, z: &mut [f32]) {
-        let count = z.len() / self.columns;
+        let tile = self.scale.len();
+        let mut copy = vec![0.0; tile];
         let mut rest = z;
-        for (sample, _, count) in self.runs(start, count) {
-            let (z, more) = rest.split_at_mut(count * self.columns);
+        for (sample, _, count) in self.runs(start, rest.len() / self.columns) {
+            let (values, more) = rest.split_at_mut(count * self.columns);
             rest = more;
-            self.activate(sample, z);
+            let slopes = self.slopes_of(sample);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for values in values.chunks_mut(tile) {
+                        let copy = &mut copy[..values.len()];
+                        copy.copy_from_slice(values);
+                        self.activate(copy, &slopes, values);
+                    }
+                },
+            );
         }
     }
 
-    fn activate(&self, sample: usize, values: &mut [f32]) {
-        let Self { scale, shift, .. } = self;
-        let tile = scale.len();
-        let [first, second] = self.slopes_of(sample);
-        vectorised(
-            #[inline(always)]
-            || {
-                for values in values.chunks_mut(tile) {
-                    let length = values.len();
-                    let (scale, shift) = (&scale[..length], &shift[..length]);
-                    match self.activation {
-                        Activation::Identity => {
-                            for i in 0..length {
-                                values[i] = values[i] * scale[i] + shift[i];
-                            }
-                        }
-                        Activation::Relu => {
-                            for i in 0..length {
-                                values[i] = (values[i] * scale[i] + shift[i]).max(0.0);
-                            }
-                        }
-                        Activation::Relu6 => {
-                            for i in 0..length {
-                                values[i] = (values[i] * scale[i] + shift[i]).max(0.0).min(6.0);
-                            }
-                        }
-                        Activation::Dynamic => {
-                            let (first, second) = (&first[..length], &second[..length]);
-                            for i in 0..length {
-                                let v = values[i] * scale[i] + shift[i];
-                                values[i] = (first[i] * v).max(second[i] * v);
-                            }
-                        }
-                    }
+    /// y of at most one tile.
+    #[inline(always)]
+    fn activate(&self, z: &[f32], slopes: &[Vec<f32>; 2], y: &mut [f32]) {
+        let length = y.len();
+        let (z, scale, shift) = (&z[..length], &self.scale[..length], &self.shift[..length]);
+        match self.activation {
+            Activation::Identity => {
+                for i in 0..length {
+                    y[i] = z[i] * scale[i] + shift[i];
                 }
-            },
-        );
+            }
+            Activation::Relu => {
+                for i in 0..length {
+                    y[i] = (z[i] * scale[i] + shift[i]).max(0.0);
+                }
+            }
+            Activation::Relu6 => {
+                for i in 0..length {
+                    y[i] = (z[i] * scale[i] + shift[i]).max(0.0).min(6.0);
+                }
+            }
+            Activation::Dynamic => {
+                let (a, b) = (&slopes[0][..length], &slopes[1][..length]);
+                for i in 0..length {
+                    let v = z[i] * scale[i] + shift[i];
+                    y[i] = (a[i] * v).max(b[i] * v);
+                }
+            }
+        }
     }
 
     /// Adds rows `start..` to the sums; `dtheta` belongs to the samples from number `first_sample` on.
