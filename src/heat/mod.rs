@@ -14,9 +14,7 @@ mod quarter;
 
 pub use block::{Corner, Nearest};
 pub use decoder::{Decoder, DecoderConfig};
-pub use objective::{
-    normalise_patches, patch_statistics, patches, unpatch, weighted_mean_squared_error,
-};
+pub use objective::{normalised_patches, patch_statistics, patches, unpatch};
 pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
 pub use qb_heat::{Place, QbHeat, QbHeatConfig, Reconstruction, Visible};
 pub use quarter::{Quadrant, Quarters, assemble, sort_by_quadrant, visible_quarters, weights};

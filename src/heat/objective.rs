@@ -4,14 +4,15 @@ use burn::tensor::Tensor;
 
 const EPSILON: f32 = 1e-6;
 
-/// Cuts images into square patches, row by row: `[N, 3, H, W]` to `[N, (H/p)·(W/p), p·p·3]`, colours last.
+/// Cuts images into square patches, row by row: `[N, 3, H, W]` to `[N, (H/p)·(W/p), p·p·3]`, colours last. No gradient
+/// flows back to the images.
 pub fn patches(images: Tensor<4>, p: usize) -> Tensor<3> {
-    let [n, colours, height, width] = images.dims();
-    let (rows, columns) = (height / p, width / p);
-    images
-        .reshape([n, colours, rows, p, columns, p])
-        .permute([0, 2, 4, 3, 5, 1])
-        .reshape([n, rows * columns, p * p * colours])
+    qbheat_kernels::patches(images, p, None)
+}
+
+/// [`patches`], each minus its mean and over its deviation, as [`patch_statistics`] has them.
+pub fn normalised_patches(images: Tensor<4>, p: usize) -> Tensor<3> {
+    qbheat_kernels::patches(images, p, Some(EPSILON))
 }
 
 /// The inverse of [`patches`] for images of `[rows, columns]` patches.
@@ -32,24 +33,4 @@ pub fn patch_statistics(patches: &Tensor<3>) -> (Tensor<3>, Tensor<3>) {
     let centred = patches.clone() - mean.clone();
     let variance = (centred.clone() * centred).sum_dim(2) / (values - 1) as f32;
     (mean, (variance + EPSILON).sqrt())
-}
-
-/// Each patch minus its mean, over its deviation.
-pub fn normalise_patches(patches: Tensor<3>) -> Tensor<3> {
-    let (mean, deviation) = patch_statistics(&patches);
-    (patches - mean) / deviation
-}
-
-/// Σ weight·(mean over the patch of squared differences) / Σ weight: `[N, T, P]`, `[N, T, P]`, `[N, T]` to `[1]`.
-pub fn weighted_mean_squared_error(
-    predicted: Tensor<3>,
-    target: Tensor<3>,
-    weights: Tensor<2>,
-) -> Tensor<1> {
-    let difference = predicted - target;
-    // Reduced axis by axis: Burn's whole-tensor sum may split large tensors differently from run to run.
-    let error = (difference.clone() * difference)
-        .mean_dim(2)
-        .squeeze_dim::<2>(2);
-    (error * weights.clone()).sum_dim(1).sum() / weights.sum_dim(1).sum()
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::block::Nearest;
 use super::quarter::{Quadrant, Quarters};
 use crate::nn::Init;
+use crate::nn::cost::spend;
 
 const DEVIATION: f32 = 0.02;
 const NORM_EPSILON: f32 = 1e-6;
@@ -102,11 +103,11 @@ impl Propagator {
     /// The block next to `z` (`[N, T, C]`) in one direction.
     pub fn step(&self, z: Tensor<3>, direction: Direction) -> Tensor<3> {
         match self.parametrisation {
-            Parametrisation::Signed if direction.is_positive() => {
-                z.clone() + apply(self.axis(direction), z)
+            Parametrisation::Signed => {
+                let sign = if direction.is_positive() { 1.0 } else { -1.0 };
+                move_by(self.axis(direction), z, sign)
             }
-            Parametrisation::Signed => z.clone() - apply(self.axis(direction), z),
-            Parametrisation::Separate => z.clone() + apply(self.towards(direction), z),
+            Parametrisation::Separate => move_by(self.towards(direction), z, 1.0),
             Parametrisation::NormLinear => {
                 z.clone() + apply(self.towards(direction), normalise_channels(z))
             }
@@ -209,7 +210,19 @@ impl Propagator {
 
 /// `M z` at every position: `[C, C]`, `[N, T, C]` to `[N, T, C]`. With channels last that is `z Mᵀ`.
 fn apply(m: Tensor<2>, z: Tensor<3>) -> Tensor<3> {
+    count(&z);
     qbheat_kernels::linear(z, m, None)
+}
+
+/// `z + sign·M z` at every position.
+fn move_by(m: Tensor<2>, z: Tensor<3>, sign: f32) -> Tensor<3> {
+    count(&z);
+    qbheat_kernels::linear_step(z, m, sign)
+}
+
+fn count(z: &Tensor<3>) {
+    let [n, t, c] = z.dims();
+    spend(n * t * c * c);
 }
 
 /// ẑ = (z − mean)/√(variance + 1e-6) over the channels of each position (the biased variance, as in layer norm).

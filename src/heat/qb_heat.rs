@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::quarter::{GroupSizes, groups};
 use super::{
     Corner, Decoder, DecoderConfig, Nearest, Parametrisation, Propagator, Quadrant, assemble,
-    normalise_patches, patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
-    weighted_mean_squared_error, weights,
+    normalised_patches, patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
+    weights,
 };
+use qbheat_kernels::weighted_squared_error;
+
 use crate::encoder::{Build, Encoder};
 use crate::nn::Init;
 
@@ -140,7 +142,7 @@ impl QbHeat {
         let batch = self.arrange(images, visible);
         let predicted = self.predict(&batch);
         let (target, weights) = self.target(batch);
-        weighted_mean_squared_error(predicted, target, weights)
+        weighted_squared_error(predicted, target, weights)
     }
 
     /// The loss of the trivial predictor on a batch. With normalised targets that is the best constant patch,
@@ -166,7 +168,7 @@ impl QbHeat {
         };
         let (target, weights) = self.target(batch);
         let guess = guess.expand(target.dims());
-        weighted_mean_squared_error(guess, target, weights)
+        weighted_squared_error(guess, target, weights)
     }
 
     /// The mean target patch of a batch, `[patch·patch·colours]`.
@@ -236,13 +238,11 @@ impl QbHeat {
         let z = z.reshape([n, h * w, c]);
         let map = match &batch.quadrants {
             Some(sizes) => {
-                let maps = groups(sizes).map(|(visible, range)| {
-                    let quarters = self
-                        .propagator
-                        .propagate(z.clone().slice_dim(0, range), visible);
-                    assemble(quarters, visible, [h, w])
+                let quarters = groups(sizes).map(|(visible, range)| {
+                    let z = z.clone().slice_dim(0, range);
+                    (visible, self.propagator.propagate(z, visible))
                 });
-                Tensor::cat(maps.collect(), 0)
+                assemble(quarters.collect(), [h, w])
             }
             None => {
                 let nearest = Nearest::new(&batch.corners, [h, w], &z.device());
@@ -258,11 +258,10 @@ impl QbHeat {
     }
 
     fn targets(&self, images: Tensor<4>) -> Tensor<3> {
-        let patches = patches(images, self.patch);
         if self.normalise_patches {
-            normalise_patches(patches)
+            normalised_patches(images, self.patch)
         } else {
-            patches
+            patches(images, self.patch)
         }
     }
 

@@ -105,27 +105,31 @@ pub struct Quarters {
     pub diagonal: Tensor<3>,
 }
 
-/// Puts four quarters of `[h, w]` positions each where they belong when `visible` is the visible one:
-/// `[N, 4·h·w, C]`, row by row over the whole map.
-pub fn assemble(quarters: Quarters, visible: Quadrant, [h, w]: [usize; 2]) -> Tensor<3> {
-    let [n, _, c] = quarters.visible.dims();
-    let row = |left: Tensor<3>, right: Tensor<3>| {
-        let grid = |part: Tensor<3>| part.reshape([n, h, w, c]);
-        let (left, right) = if visible.is_right() {
-            (right, left)
-        } else {
-            (left, right)
-        };
-        Tensor::cat(vec![grid(left), grid(right)], 2)
+/// Puts four quarters of `[h, w]` positions each where they belong, for one group of images after another with the same
+/// visible quadrant: `[N, 4·h·w, C]`, row by row over the whole map.
+pub fn assemble(groups: Vec<(Quadrant, Quarters)>, [h, w]: [usize; 2]) -> Tensor<3> {
+    let table = |visible: Quadrant| {
+        let (lower, right) = visible.cell();
+        (0..4 * h * w)
+            .map(|place| {
+                let (y, x) = (place / (2 * w), place % (2 * w));
+                let across = usize::from((x >= w) != (right == 1));
+                let down = usize::from((y >= h) != (lower == 1));
+                (2 * down + across, y % h * w + x % w)
+            })
+            .collect()
     };
-    let with_visible = row(quarters.visible, quarters.beside);
-    let other = row(quarters.above_or_below, quarters.diagonal);
-    let rows = if visible.is_lower() {
-        vec![other, with_visible]
-    } else {
-        vec![with_visible, other]
-    };
-    Tensor::cat(rows, 1).reshape([n, 4 * h * w, c])
+    let tables = groups.iter().map(|&(visible, _)| table(visible)).collect();
+    let parts = groups.into_iter().flat_map(|(_, quarters)| {
+        let Quarters {
+            visible,
+            beside,
+            above_or_below,
+            diagonal,
+        } = quarters;
+        [visible, beside, above_or_below, diagonal]
+    });
+    qbheat_kernels::arrange(parts.collect(), tables)
 }
 
 /// The weight of each position in the loss, `[N, rows·columns]`: `visible_weight` in each image's block of half the rows
@@ -185,7 +189,7 @@ mod tests {
                 above_or_below: quarter(right, !lower),
                 diagonal: quarter(!right, !lower),
             };
-            let map = assemble(quarters, visible, [2, 2]);
+            let map = assemble(vec![(visible, quarters)], [2, 2]);
             assert_eq!(map.into_data().try_into_vec::<f32>().unwrap(), whole);
         }
     }

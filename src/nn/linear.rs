@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::cost::spend;
 
-const EPSILON: f32 = 1e-5;
+pub(super) const EPSILON: f32 = 1e-5;
 
 /// `x Wᵀ + b`.
 #[derive(Module, Debug)]

@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::attention::attend_to_itself;
-use super::linear::perceptron;
+use super::cost::spend;
+use super::linear::EPSILON;
 use super::{Init, LayerNorm, Linear};
 
 const MLP_RATIO: usize = 4;
@@ -44,9 +44,24 @@ impl TransformerBlock {
 
     /// `[N, T, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let qkv = self.qkv.forward(self.norm1.forward(x.clone()));
-        let x = x + self.projection.forward(attend_to_itself(qkv, self.heads));
-        let normed = self.norm2.forward(x.clone());
-        x + perceptron(&self.fc1, &self.fc2, normed)
+        let [n, t, width] = x.dims();
+        let linears = [&self.qkv, &self.projection, &self.fc1, &self.fc2];
+        let products: usize = linears
+            .map(|l| l.weight.val().shape().num_elements())
+            .iter()
+            .sum();
+        spend(n * t * (products + 2 * t * width));
+        let norms = [&self.norm1, &self.norm2].map(|norm| (norm.weight.val(), norm.bias.val()));
+        let [qkv, projection, fc1, fc2] =
+            linears.map(|linear| (linear.weight.val(), linear.bias.val()));
+        let block = qbheat_kernels::TransformerBlock {
+            norms,
+            qkv,
+            projection,
+            mlp: [fc1, fc2],
+            heads: self.heads,
+            epsilon: EPSILON,
+        };
+        qbheat_kernels::transformer_block(x, block)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use qbheat_kernels::AdamWStep;
 
 use super::OptimConfig;
 use crate::nn::{Named, Path, StateDict, StateError, values};
@@ -161,7 +162,7 @@ impl AdamW {
         &mut self,
         name: String,
         weights: Tensor<1>,
-        gradient: Tensor<1>,
+        (gradient, gradient_scale): (Tensor<1>, f32),
         decay: bool,
         learning_rate: f64,
     ) -> Tensor<1> {
@@ -172,17 +173,23 @@ impl AdamW {
             first: weights.zeros_like(),
             second: weights.zeros_like(),
         });
-        let square = gradient.clone() * gradient.clone();
-        let first = previous.first * beta1 as f32 + gradient * (1.0 - beta1) as f32;
-        let second = previous.second * beta2 as f32 + square * (1.0 - beta2) as f32;
-        let denominator = (second.clone() / correction2 as f32).sqrt() + EPSILON;
-        let change = first.clone() / denominator * (learning_rate / correction1) as f32;
-        self.moments.insert(name, Moments { first, second });
-        if decay {
-            weights * (1.0 - learning_rate * self.config.weight_decay) as f32 - change
+        let keep = if decay {
+            1.0 - learning_rate * self.config.weight_decay
         } else {
-            weights - change
-        }
+            1.0
+        };
+        let step = AdamWStep {
+            gradient_scale,
+            betas: [beta1 as f32, beta2 as f32],
+            keep: keep as f32,
+            rate: (learning_rate / correction1) as f32,
+            correction: correction2 as f32,
+            epsilon: EPSILON,
+        };
+        let (weights, [first, second]) =
+            qbheat_kernels::adamw(step, weights, gradient, [previous.first, previous.second]);
+        self.moments.insert(name, Moments { first, second });
+        weights
     }
 }
 
@@ -212,11 +219,8 @@ impl ModuleVisitor for Norms<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
-            let rows = gradient.dims()[0] as i32;
-            let gradient = gradient.reshape([rows, -1]);
-            let square: f32 = (gradient.clone() * gradient).sum_dim(1).sum().into_scalar();
-            self.found
-                .push((self.path.name(), f64::from(square).sqrt()));
+            let norm = qbheat_kernels::squared_norm(gradient).sqrt();
+            self.found.push((self.path.name(), norm));
         }
     }
 }
@@ -249,7 +253,7 @@ impl ModuleMapper for Update<'_> {
             let new = self.optimizer.update(
                 name,
                 old.inner().reshape([-1]),
-                gradient.reshape([-1]) * self.scale,
+                (gradient.reshape([-1]), self.scale),
                 decay,
                 self.learning_rate,
             );

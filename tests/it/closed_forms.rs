@@ -35,18 +35,15 @@ fn assert_quarters_predict_each_other(p: &Propagator, size: usize) {
         (Quadrant::BottomLeft, down),
         (Quadrant::BottomRight, across),
     ];
-    let reference = values(assemble(
-        Quarters {
-            visible: quarters[0].1.clone(),
-            beside: quarters[1].1.clone(),
-            above_or_below: quarters[2].1.clone(),
-            diagonal: quarters[3].1.clone(),
-        },
-        Quadrant::TopLeft,
-        [2, 2],
-    ));
+    let all = Quarters {
+        visible: quarters[0].1.clone(),
+        beside: quarters[1].1.clone(),
+        above_or_below: quarters[2].1.clone(),
+        diagonal: quarters[3].1.clone(),
+    };
+    let reference = values(assemble(vec![(Quadrant::TopLeft, all)], [2, 2]));
     for (quadrant, z) in quarters {
-        let whole = values(assemble(p.propagate(z, quadrant), quadrant, [2, 2]));
+        let whole = values(assemble(vec![(quadrant, p.propagate(z, quadrant))], [2, 2]));
         let error = difference(&whole, &reference);
         assert!(error < 1e-5, "from {quadrant:?}: {error:e}");
     }

@@ -47,6 +47,11 @@ impl Array {
         [self.len() / columns.max(1), columns]
     }
 
+    /// The entries, to be changed; copied first where somebody else has them too.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        self.0.storage_mut::<f32>()
+    }
+
     pub fn into_tensor(self) -> FlexTensor {
         self.0
     }

@@ -13,7 +13,7 @@ use crate::gemm::{Onto, Packed, multiply, multiply_transposed};
 use crate::norm::{Activation, Behind, Moments, Parameters, Slopes, Sums, combine};
 use crate::operation::{Forward, Operation};
 use crate::rows::{self, CHUNK, chunks, parallel_chunk};
-use crate::simd::{unwritten, vectorised};
+use crate::simd::{add, unwritten};
 
 /// A convolution's form; padded so that stride 1 keeps the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -483,17 +483,6 @@ impl Operation for Chain {
         }
         found
     }
-}
-
-fn add(values: &mut [f32], others: &[f32]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (value, other) in values.iter_mut().zip(others) {
-                *value += other;
-            }
-        },
-    );
 }
 
 // ------------------------------------------------------------------ backward

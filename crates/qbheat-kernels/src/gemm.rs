@@ -5,6 +5,7 @@
 //! here runs on more than one thread: callers cut the rows into pieces.
 
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 use crate::simd::{arch, lanes};
 
@@ -28,6 +29,14 @@ impl Packed {
         packed
     }
 
+    /// Every entry times `factor`.
+    pub fn scaled(mut self, factor: f32) -> Self {
+        if factor != 1.0 {
+            self.values.iter_mut().for_each(|value| *value *= factor);
+        }
+        self
+    }
+
     /// As [`Self::new`], in place of what it held.
     pub fn fill(
         &mut self,
@@ -43,21 +52,59 @@ impl Packed {
         }
         self.depth = depth;
         self.columns = columns;
-        let mut panel = 0;
-        for (start, width) in panels(columns, lanes) {
+        let fill = |(start, panel): (usize, &mut [f32])| {
+            let width = panel.len() / depth;
             let filled = width.min(columns - start);
-            for row in 0..depth {
-                let target = &mut self.values[panel + row * width..][..filled];
-                let from = &source[row * row_stride + start * column_stride..];
-                if column_stride == 1 {
-                    target.copy_from_slice(&from[..filled]);
-                } else {
-                    for (value, from) in target.iter_mut().zip(from.iter().step_by(column_stride)) {
-                        *value = *from;
-                    }
+            let from = &source[start * column_stride..];
+            if column_stride == 1 {
+                for (row, target) in panel.chunks_exact_mut(width).enumerate() {
+                    target[..filled].copy_from_slice(&from[row * row_stride..][..filled]);
                 }
+            } else {
+                transpose(
+                    panel,
+                    width,
+                    from,
+                    filled,
+                    depth,
+                    [row_stride, column_stride],
+                );
             }
-            panel += depth * width;
+        };
+        let mut rest = &mut self.values[..];
+        let panels = panels(columns, lanes).map(|(start, width)| {
+            let (panel, more) = std::mem::take(&mut rest).split_at_mut(depth * width);
+            rest = more;
+            (start, panel)
+        });
+        if length < PARALLEL {
+            panels.for_each(fill);
+        } else {
+            panels.collect::<Vec<_>>().into_par_iter().for_each(fill);
+        }
+    }
+}
+
+/// Weights of fewer entries are packed on one thread.
+const PARALLEL: usize = 1 << 15;
+
+/// `panel[row·width + column] = from[row·row_stride + column·column_stride]`, in squares that fit the cache's lines.
+fn transpose(
+    panel: &mut [f32],
+    width: usize,
+    from: &[f32],
+    columns: usize,
+    rows: usize,
+    [row_stride, column_stride]: [usize; 2],
+) {
+    const SQUARE: usize = 16;
+    for first_row in (0..rows).step_by(SQUARE) {
+        let last_row = rows.min(first_row + SQUARE);
+        for column in 0..columns {
+            let from = &from[column * column_stride..];
+            for row in first_row..last_row {
+                panel[row * width + column] = from[row * row_stride];
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 //! a sequence.
 #![warn(missing_docs)]
 
+mod arrange;
 mod array;
 mod attention;
 mod conv;
@@ -21,19 +22,26 @@ mod linear;
 mod memory;
 mod norm;
 mod operation;
+mod optimizer;
+mod patches;
 mod plain;
 mod rows;
 mod simd;
+mod transformer;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor};
 
+use array::Array;
 use conv::{Chain, Kind};
 use operation::{Input, run};
 
+pub use arrange::Table;
 pub use memory::KeepingAllocator;
 pub use norm::Activation;
+pub use optimizer::AdamWStep;
 
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
@@ -85,10 +93,19 @@ pub fn linear<const D: usize>(
     }
     let inputs = [x.into(), weight.into()];
     run(
-        linear::Linear,
+        linear::Linear::PLAIN,
         inputs.into_iter().chain(bias.map(Input::from)),
     )
     .0
+}
+
+/// `x + factor·x Wᵀ`: x `[N, T, C]`, W `[C, C]` to `[N, T, C]`.
+pub fn linear_step(x: Tensor<3>, weight: Tensor<2>, factor: f32) -> Tensor<3> {
+    if !serves(&x) {
+        return plain::scaled_skip(x, weight, factor);
+    }
+    let operation = linear::Linear { factor, skip: true };
+    run(operation, [x.into(), weight.into()]).0
 }
 
 /// `W₂ gelu(W₁ x + b₁) + b₂`, GELU by the error function: x `[…, K]`, W₁ `[H, K]`, W₂ `[N, H]` to `[…, N]`.
@@ -137,9 +154,118 @@ pub fn self_attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     if serves(&qkv) {
         return run(attention::Attention { heads }, [qkv.into()]).0;
     }
-    let channels = qkv.dims()[2] / 3;
-    let part = |i: usize| qkv.clone().slice_dim(2, i * channels..(i + 1) * channels);
-    plain::attention(part(0), part(1), part(2), heads)
+    plain::self_attention(qkv, heads)
+}
+
+/// The parameters of a pre-norm transformer block: x + W_o attention(LN(x)), then that + mlp(LN(that)); each pair is a
+/// weight `[outputs, inputs]` or scale, and a bias or shift.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct TransformerBlock {
+    pub norms: [(Tensor<1>, Tensor<1>); 2],
+    /// C to 3·C.
+    pub qkv: (Tensor<2>, Tensor<1>),
+    /// C to C.
+    pub projection: (Tensor<2>, Tensor<1>),
+    pub mlp: [(Tensor<2>, Tensor<1>); 2],
+    pub heads: usize,
+    pub epsilon: f32,
+}
+
+/// A transformer block (ViT, arXiv 2010.11929): `[N, T, C]` to the same shape.
+pub fn transformer_block(x: Tensor<3>, block: TransformerBlock) -> Tensor<3> {
+    if !serves(&x) {
+        return plain::transformer_block(x, block);
+    }
+    let operation = transformer::Block {
+        heads: block.heads,
+        epsilon: block.epsilon,
+    };
+    let [norm1, norm2] = block.norms;
+    let [fc1, fc2] = block.mlp;
+    let mut inputs: Vec<Input> = vec![x.into(), norm1.0.into(), norm1.1.into()];
+    for (weight, bias) in [block.qkv, block.projection] {
+        inputs.extend([weight.into(), bias.into()]);
+    }
+    inputs.extend([norm2.0.into(), norm2.1.into()]);
+    for (weight, bias) in [fc1, fc2] {
+        inputs.extend([weight.into(), bias.into()]);
+    }
+    run(operation, inputs).0
+}
+
+/// Images `[N, C, H, W]` in square patches, row by row: `[N, (H/p)·(W/p), p·p·C]` with colours last. With an epsilon, each
+/// patch minus its mean and over √(unbiased variance + epsilon), as in MAE (arXiv 2111.06377). No gradient flows back to
+/// the images.
+pub fn patches(images: Tensor<4>, side: usize, epsilon: Option<f32>) -> Tensor<3> {
+    if !serves(&images) {
+        return plain::patches(images.detach(), side, epsilon);
+    }
+    run(patches::Patches { side, epsilon }, [images.into()]).0
+}
+
+/// Σ weight·(mean over the last axis of squared differences) / Σ weight: prediction and target `[N, T, P]`, weights
+/// `[N, T]`, to `[1]`. Only the prediction gets a gradient.
+pub fn weighted_squared_error(
+    predicted: Tensor<3>,
+    target: Tensor<3>,
+    weights: Tensor<2>,
+) -> Tensor<1> {
+    let (target, weights) = (target.detach(), weights.detach());
+    if !serves(&predicted) {
+        return plain::weighted_squared_error(predicted, target, weights);
+    }
+    let inputs = [predicted.into(), target.into(), weights.into()];
+    run(patches::WeightedSquaredError, inputs).0
+}
+
+/// Rows of several sequences in a new order. `parts` holds, for each group of samples, as many sequences
+/// `[N of the group, T, C]` as its table names; the answer, `[N, rows, C]`, has the groups one after another, each as its
+/// table says. Every row of every part comes up once; all groups have as many parts and rows.
+pub fn arrange(parts: Vec<Tensor<3>>, tables: Vec<Table>) -> Tensor<3> {
+    if !serves(&parts[0]) {
+        return plain::arrange(parts, &tables);
+    }
+    let inputs = parts.into_iter().map(Input::from);
+    run(arrange::Arrange { tables }, inputs).0
+}
+
+/// One step of AdamW (arXiv 1711.05101) on flat vectors without gradients of their own: the new weights and moving
+/// averages.
+pub fn adamw(
+    step: AdamWStep,
+    weights: Tensor<1>,
+    gradient: Tensor<1>,
+    moments: [Tensor<1>; 2],
+) -> (Tensor<1>, [Tensor<1>; 2]) {
+    if !serves(&weights) {
+        return plain::adamw(step, weights, gradient, moments);
+    }
+    let array = |tensor: Tensor<1>| {
+        let tensor = tensor.try_into_primitive::<Flex>();
+        Array::dense(tensor.expect("a tensor without gradients on the CPU"))
+    };
+    let [mut first, mut second] = moments.map(array);
+    let (mut weights, gradient) = (array(weights), array(gradient));
+    step.apply(
+        weights.values_mut(),
+        &gradient,
+        first.values_mut(),
+        second.values_mut(),
+    );
+    let tensor = |array: Array| Tensor::from_primitive::<Flex>(array.into_tensor());
+    (tensor(weights), [first, second].map(tensor))
+}
+
+/// Σ xᵢ² of a tensor without a gradient of its own.
+pub fn squared_norm<const D: usize>(x: Tensor<D>) -> f64 {
+    if serves(&x) {
+        let tensor = x.try_into_primitive::<Flex>();
+        return optimizer::squares(&Array::dense(
+            tensor.expect("a tensor without gradients on the CPU"),
+        ));
+    }
+    plain::squared_norm(x)
 }
 
 /// A convolution with the batch normalisation and the activation behind it.

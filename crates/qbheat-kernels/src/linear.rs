@@ -6,7 +6,7 @@ use crate::array::Array;
 use crate::gemm::{Onto, Packed, multiply, multiply_transposed};
 use crate::operation::{Forward, Operation};
 use crate::rows::{self, CHUNK, chunks, parallel_chunk};
-use crate::simd::{gelu, gelu_with_derivative, unwritten, vectorised};
+use crate::simd::{add, gelu, gelu_with_derivative, unwritten, vectorised};
 
 /// A weight `[outputs, inputs]` as what `x Wᵀ` multiplies x with.
 pub fn packed_transposed(weight: &Array) -> Packed {
@@ -45,22 +45,38 @@ fn with_columns(shape: &[usize], columns: usize) -> Vec<usize> {
     shape
 }
 
-/// `x Wᵀ + b`; inputs: x `[…, K]`, W `[N, K]`, and b `[N]` where there is one.
+/// `factor·x Wᵀ + b`, and x itself added where `skip`; inputs: x `[…, K]`, W `[N, K]`, and b `[N]` where there is one.
 #[derive(Debug)]
-pub struct Linear;
+pub struct Linear {
+    pub factor: f32,
+    pub skip: bool,
+}
+
+impl Linear {
+    /// `x Wᵀ + b`.
+    pub const PLAIN: Self = Self {
+        factor: 1.0,
+        skip: false,
+    };
+}
 
 impl Operation for Linear {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let [rows, depth] = x.matrix();
         let [columns, _] = weight.matrix();
-        let packed = packed_transposed(weight);
+        let packed = packed_transposed(weight).scaled(self.factor);
         let onto = onto(inputs.get(2));
         let mut y = unwritten(rows * columns);
         let chunk = parallel_chunk(rows);
         y.par_chunks_mut(chunk * columns)
             .zip(x.par_chunks(chunk * depth))
-            .for_each(|(y, x)| multiply(x.len() / depth, x, &packed, onto, y));
+            .for_each(|(y, x)| {
+                multiply(x.len() / depth, x, &packed, onto, y);
+                if self.skip {
+                    add(y, x);
+                }
+            });
         Forward {
             output: Array::new(y, &with_columns(&x.shape(), columns)),
             extras: Vec::new(),
@@ -78,7 +94,7 @@ impl Operation for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let [rows, depth] = x.matrix();
         let [columns, _] = weight.matrix();
-        let packed = packed(weight);
+        let packed = packed(weight).scaled(self.factor);
         let piece = rows::piece(rows, 1);
         let mut dx = unwritten(if wanted[0] { rows * depth } else { 0 });
         let mut dx_pieces: Vec<&mut [f32]> = dx.chunks_mut((piece * depth).max(1)).collect();
@@ -96,6 +112,9 @@ impl Operation for Linear {
                     if wanted[0] {
                         let dx = &mut dx[start * depth..][..count * depth];
                         multiply(count, dy, &packed, Onto::Zero, dx);
+                        if self.skip {
+                            add(dx, dy);
+                        }
                     }
                     if wanted[1] {
                         multiply_transposed(count, [columns, depth], dy, x, start > 0, &mut dw);
@@ -106,9 +125,16 @@ impl Operation for Linear {
             })
             .collect();
         let (dw, db) = parts.into_iter().unzip();
+        let dw = || {
+            let mut dw = rows::add_up(dw);
+            if self.factor != 1.0 {
+                dw.iter_mut().for_each(|slope| *slope *= self.factor);
+            }
+            Array::new(dw, &weight.shape())
+        };
         let mut found = vec![
             wanted[0].then(|| Array::new(dx, &x.shape())),
-            wanted[1].then(|| Array::new(rows::add_up(dw), &weight.shape())),
+            wanted[1].then(dw),
         ];
         if inputs.len() > 2 {
             found.push(wanted[2].then(|| Array::new(rows::add_up(db), &[columns])));

@@ -62,7 +62,10 @@ unsafe fn region_layout(size: usize) -> Layout {
 
 impl KeepingAllocator {
     /// Keeps nothing yet.
-    #[allow(clippy::new_without_default, reason = "a static needs a constant function")]
+    #[allow(
+        clippy::new_without_default,
+        reason = "a static needs a constant function"
+    )]
     pub const fn new() -> Self {
         Self {
             state: Mutex::new(State {

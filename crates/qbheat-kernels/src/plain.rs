@@ -2,10 +2,10 @@
 
 use burn::tensor::activation::{gelu, relu, softmax};
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, module};
+use burn::tensor::{Int, Tensor, TensorData, module};
 
 use crate::norm::Activation;
-use crate::{Stage, Statistics};
+use crate::{AdamWStep, Stage, Statistics, Table, TransformerBlock};
 
 pub fn linear<const D: usize>(
     x: Tensor<D>,
@@ -13,6 +13,10 @@ pub fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
     module::linear(x, weight.transpose(), bias)
+}
+
+pub fn scaled_skip(x: Tensor<3>, weight: Tensor<2>, factor: f32) -> Tensor<3> {
+    x.clone() + linear(x, weight, None) * factor
 }
 
 pub fn mlp<const D: usize>(
@@ -43,6 +47,70 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tens
         .matmul(split(v, s))
         .swap_dims(1, 2)
         .reshape([n, l, c])
+}
+
+/// The parts of [`crate::TransformerBlock`] in the order they run.
+pub fn transformer_block(x: Tensor<3>, block: TransformerBlock) -> Tensor<3> {
+    let [norm1, norm2] = block.norms;
+    let epsilon = block.epsilon;
+    let normed = layer_norm(x.clone(), norm1.0, norm1.1, epsilon);
+    let qkv = linear(normed, block.qkv.0, Some(block.qkv.1));
+    let seen = self_attention(qkv, block.heads);
+    let x = x + linear(seen, block.projection.0, Some(block.projection.1));
+    let normed = layer_norm(x.clone(), norm2.0, norm2.1, epsilon);
+    let [(w1, b1), (w2, b2)] = block.mlp;
+    x + mlp(normed, [w1, w2], [b1, b2])
+}
+
+pub fn self_attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
+    let channels = qkv.dims()[2] / 3;
+    let part = |i: usize| qkv.clone().slice_dim(2, i * channels..(i + 1) * channels);
+    attention(part(0), part(1), part(2), heads)
+}
+
+pub fn patches(images: Tensor<4>, side: usize, epsilon: Option<f32>) -> Tensor<3> {
+    let [n, colours, height, width] = images.dims();
+    let (rows, columns) = (height / side, width / side);
+    let values = side * side * colours;
+    let patches = images
+        .reshape([n, colours, rows, side, columns, side])
+        .permute([0, 2, 4, 3, 5, 1])
+        .reshape([n, rows * columns, values]);
+    let Some(epsilon) = epsilon else {
+        return patches;
+    };
+    let centred = patches.clone() - patches.mean_dim(2);
+    let variance = (centred.clone() * centred.clone()).sum_dim(2) / (values - 1) as f32;
+    centred / (variance + epsilon).sqrt()
+}
+
+pub fn weighted_squared_error(
+    predicted: Tensor<3>,
+    target: Tensor<3>,
+    weights: Tensor<2>,
+) -> Tensor<1> {
+    let difference = predicted - target;
+    // Reduced axis by axis: Burn's whole-tensor sum may split large tensors differently from run to run.
+    let error = (difference.clone() * difference)
+        .mean_dim(2)
+        .squeeze_dim::<2>(2);
+    (error * weights.clone()).sum_dim(1).sum() / weights.sum_dim(1).sum()
+}
+
+pub fn arrange(parts: Vec<Tensor<3>>, tables: &[Table]) -> Tensor<3> {
+    let length = parts[0].dims()[1];
+    let per_group = parts.len() / tables.len();
+    let groups = parts.chunks(per_group).zip(tables).map(|(parts, table)| {
+        let rows: Vec<i32> = table
+            .iter()
+            .map(|&(part, row)| (part * length + row) as i32)
+            .collect();
+        let all = Tensor::cat(parts.to_vec(), 1);
+        let count = rows.len();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &all.device());
+        all.select(1, rows)
+    });
+    Tensor::cat(groups.collect(), 0)
 }
 
 pub fn chain(
@@ -112,4 +180,27 @@ fn convolve(x: Tensor<4>, stage: &Stage) -> Tensor<4> {
     );
     let x = x.permute([0, 3, 1, 2]);
     module::conv2d(x, stage.weight.clone(), None, options).permute([0, 2, 3, 1])
+}
+
+pub fn adamw(
+    step: AdamWStep,
+    weights: Tensor<1>,
+    gradient: Tensor<1>,
+    [first, second]: [Tensor<1>; 2],
+) -> (Tensor<1>, [Tensor<1>; 2]) {
+    let [beta1, beta2] = step.betas;
+    let gradient = gradient * step.gradient_scale;
+    let square = gradient.clone() * gradient.clone();
+    let first = first * beta1 + gradient * (1.0 - beta1);
+    let second = second * beta2 + square * (1.0 - beta2);
+    let deviation = (second.clone() / step.correction).sqrt() + step.epsilon;
+    let weights = weights * step.keep - first.clone() / deviation * step.rate;
+    (weights, [first, second])
+}
+
+pub fn squared_norm<const D: usize>(x: Tensor<D>) -> f64 {
+    let rows = x.dims()[0] as i32;
+    let x = x.reshape([rows, -1]);
+    let square: f32 = (x.clone() * x).sum_dim(1).sum().into_scalar();
+    f64::from(square)
 }

@@ -44,6 +44,18 @@ pub fn unwritten(length: usize) -> Vec<f32> {
     values
 }
 
+/// `values[i] += others[i]`, as far as both go.
+pub fn add(values: &mut [f32], others: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (value, other) in values.iter_mut().zip(others) {
+                *value += other;
+            }
+        },
+    );
+}
+
 /// Σ `term(i)` as many sums side by side, which are added pairwise at the end.
 #[inline(always)]
 fn reduce(length: usize, term: impl Fn(usize) -> f32) -> f32 {
