@@ -17,4 +17,6 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use objective::{normalised_patches, patch_statistics, patches, unpatch};
 pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
 pub use qb_heat::{Place, QbHeat, QbHeatConfig, Reconstruction, Visible};
-pub use quarter::{Quadrant, Quarters, assemble, sort_by_quadrant, visible_quarters, weights};
+pub use quarter::{
+    Quadrant, Quarters, all_show, assemble, sort_by_quadrant, visible_quarters, weights,
+};

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::block::Nearest;
-use super::quarter::{Quadrant, Quarters};
+use super::quarter::{GroupSizes, Quadrant, Quarters, groups};
 use crate::nn::Init;
 use crate::nn::cost::spend;
 
@@ -43,6 +43,24 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// From a quadrant to the one in the same rows.
+    fn beside(visible: Quadrant) -> Self {
+        if visible.is_right() {
+            Self::Left
+        } else {
+            Self::Right
+        }
+    }
+
+    /// From a quadrant to the one in the same columns.
+    fn above_or_below(visible: Quadrant) -> Self {
+        if visible.is_lower() {
+            Self::Up
+        } else {
+            Self::Down
+        }
+    }
+
     fn is_vertical(self) -> bool {
         matches!(self, Self::Down | Self::Up)
     }
@@ -74,23 +92,29 @@ impl Propagator {
         }
     }
 
-    /// All four quarters from the visible one, `z`: `[N, T, C]`. The diagonal one is the mean of the two orders,
-    /// ½(P_y P_x z + P_x P_y z).
-    pub fn propagate(&self, z: Tensor<3>, visible: Quadrant) -> Quarters {
-        let horizontal = if visible.is_right() {
-            Direction::Left
-        } else {
-            Direction::Right
+    /// All four quarters from the visible one, `z`: `[N, T, C]`, of a batch sorted by visible quadrant. The diagonal one is
+    /// the mean of the two orders, ½(P_y P_x z + P_x P_y z).
+    pub fn propagate(&self, z: Tensor<3>, sizes: &GroupSizes) -> Quarters {
+        // One matrix an axis for all images; what differs is the sign.
+        let signed = (self.parametrisation == Parametrisation::Signed)
+            .then(|| [Direction::Right, Direction::Down].map(|direction| self.axis(direction)));
+        let over = |z: Tensor<3>, towards: fn(Quadrant) -> Direction| {
+            if let Some(axes) = &signed {
+                let signs = groups(sizes).flat_map(|(visible, range)| {
+                    let positive = towards(visible).is_positive();
+                    range.map(move |_| if positive { 1.0 } else { -1.0 })
+                });
+                let vertical = towards(Quadrant::TopLeft).is_vertical();
+                return move_by(axes[usize::from(vertical)].clone(), z, signs.collect());
+            }
+            let parts = groups(sizes)
+                .map(|(visible, range)| self.step(z.clone().slice_dim(0, range), towards(visible)));
+            Tensor::cat(parts.collect(), 0)
         };
-        let vertical = if visible.is_lower() {
-            Direction::Up
-        } else {
-            Direction::Down
-        };
-        let beside = self.step(z.clone(), horizontal);
-        let above_or_below = self.step(z.clone(), vertical);
-        let diagonal = (self.step(beside.clone(), vertical)
-            + self.step(above_or_below.clone(), horizontal))
+        let beside = over(z.clone(), Direction::beside);
+        let above_or_below = over(z.clone(), Direction::above_or_below);
+        let diagonal = (over(beside.clone(), Direction::above_or_below)
+            + over(above_or_below.clone(), Direction::beside))
             * 0.5;
         Quarters {
             visible: z,
@@ -102,12 +126,13 @@ impl Propagator {
 
     /// The block next to `z` (`[N, T, C]`) in one direction.
     pub fn step(&self, z: Tensor<3>, direction: Direction) -> Tensor<3> {
+        let all = |factor: f32| vec![factor; z.dims()[0]];
         match self.parametrisation {
             Parametrisation::Signed => {
                 let sign = if direction.is_positive() { 1.0 } else { -1.0 };
-                move_by(self.axis(direction), z, sign)
+                move_by(self.axis(direction), z.clone(), all(sign))
             }
-            Parametrisation::Separate => move_by(self.towards(direction), z, 1.0),
+            Parametrisation::Separate => move_by(self.towards(direction), z.clone(), all(1.0)),
             Parametrisation::NormLinear => {
                 z.clone() + apply(self.towards(direction), normalise_channels(z))
             }
@@ -214,10 +239,10 @@ fn apply(m: Tensor<2>, z: Tensor<3>) -> Tensor<3> {
     qbheat_kernels::linear(z, m, None)
 }
 
-/// `z + sign·M z` at every position.
-fn move_by(m: Tensor<2>, z: Tensor<3>, sign: f32) -> Tensor<3> {
+/// `z + sign·M z` at every position, with a sign for each image.
+fn move_by(m: Tensor<2>, z: Tensor<3>, signs: Vec<f32>) -> Tensor<3> {
     count(&z);
-    qbheat_kernels::linear_step(z, m, sign)
+    qbheat_kernels::linear_step(z, m, signs)
 }
 
 fn count(z: &Tensor<3>) {

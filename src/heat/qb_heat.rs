@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::quarter::{GroupSizes, groups};
+use super::quarter::GroupSizes;
 use super::{
     Corner, Decoder, DecoderConfig, Nearest, Parametrisation, Propagator, Quadrant, assemble,
     normalised_patches, patch_statistics, patches, sort_by_quadrant, unpatch, visible_quarters,
@@ -238,11 +238,8 @@ impl QbHeat {
         let z = z.reshape([n, h * w, c]);
         let map = match &batch.quadrants {
             Some(sizes) => {
-                let quarters = groups(sizes).map(|(visible, range)| {
-                    let z = z.clone().slice_dim(0, range);
-                    (visible, self.propagator.propagate(z, visible))
-                });
-                assemble(quarters.collect(), [h, w])
+                let quarters = self.propagator.propagate(z, sizes);
+                assemble(quarters, sizes, [h, w])
             }
             None => {
                 let nearest = Nearest::new(&batch.corners, [h, w], &z.device());

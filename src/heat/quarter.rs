@@ -62,6 +62,11 @@ pub fn sort_by_quadrant(
     (images.select(0, indices), sizes, order)
 }
 
+/// The sizes of a batch of `count` images that all show the same quadrant.
+pub fn all_show(visible: Quadrant, count: usize) -> GroupSizes {
+    Quadrant::ALL.map(|quadrant| if quadrant == visible { count } else { 0 })
+}
+
 /// The non-empty groups of a sorted batch: quadrant and range of places.
 pub(super) fn groups(
     sizes: &GroupSizes,
@@ -105,9 +110,9 @@ pub struct Quarters {
     pub diagonal: Tensor<3>,
 }
 
-/// Puts four quarters of `[h, w]` positions each where they belong, for one group of images after another with the same
-/// visible quadrant: `[N, 4·h·w, C]`, row by row over the whole map.
-pub fn assemble(groups: Vec<(Quadrant, Quarters)>, [h, w]: [usize; 2]) -> Tensor<3> {
+/// Puts four quarters of `[h, w]` positions each where they belong, in a batch sorted by visible quadrant:
+/// `[N, 4·h·w, C]`, row by row over the whole map.
+pub fn assemble(quarters: Quarters, sizes: &GroupSizes, [h, w]: [usize; 2]) -> Tensor<3> {
     let table = |visible: Quadrant| {
         let (lower, right) = visible.cell();
         (0..4 * h * w)
@@ -119,17 +124,18 @@ pub fn assemble(groups: Vec<(Quadrant, Quarters)>, [h, w]: [usize; 2]) -> Tensor
             })
             .collect()
     };
-    let tables = groups.iter().map(|&(visible, _)| table(visible)).collect();
-    let parts = groups.into_iter().flat_map(|(_, quarters)| {
-        let Quarters {
-            visible,
-            beside,
-            above_or_below,
-            diagonal,
-        } = quarters;
-        [visible, beside, above_or_below, diagonal]
-    });
-    qbheat_kernels::arrange(parts.collect(), tables)
+    let tables = Quadrant::ALL.map(table).into();
+    let table_of = groups(sizes)
+        .flat_map(|(visible, range)| range.map(move |_| visible as usize))
+        .collect();
+    let Quarters {
+        visible,
+        beside,
+        above_or_below,
+        diagonal,
+    } = quarters;
+    let parts = vec![visible, beside, above_or_below, diagonal];
+    qbheat_kernels::arrange(parts, tables, table_of)
 }
 
 /// The weight of each position in the loss, `[N, rows·columns]`: `visible_weight` in each image's block of half the rows
@@ -178,9 +184,7 @@ mod tests {
                     .into_iter()
                     .find(|q| q.is_right() == right && q.is_lower() == lower)
                     .unwrap();
-                let mut sizes = [0; 4];
-                sizes[quadrant as usize] = 1;
-                visible_quarters(&image, &sizes).reshape([1, 4, 1])
+                visible_quarters(&image, &all_show(quadrant, 1)).reshape([1, 4, 1])
             };
             let (right, lower) = (visible.is_right(), visible.is_lower());
             let quarters = Quarters {
@@ -189,7 +193,7 @@ mod tests {
                 above_or_below: quarter(right, !lower),
                 diagonal: quarter(!right, !lower),
             };
-            let map = assemble(vec![(visible, quarters)], [2, 2]);
+            let map = assemble(quarters, &all_show(visible, 1), [2, 2]);
             assert_eq!(map.into_data().try_into_vec::<f32>().unwrap(), whole);
         }
     }

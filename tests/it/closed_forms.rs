@@ -5,8 +5,8 @@ use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use nalgebra::DMatrix;
 use qbheat::heat::{
-    Corner, Direction, Nearest, Parametrisation, Propagator, Quadrant, Quarters, assemble,
-    matrix_exponential,
+    Corner, Direction, Nearest, Parametrisation, Propagator, Quadrant, Quarters, all_show,
+    assemble, matrix_exponential,
 };
 use qbheat::nn::Init;
 
@@ -29,6 +29,7 @@ fn assert_quarters_predict_each_other(p: &Propagator, size: usize) {
     let right = p.step(z.clone(), Direction::Right);
     let down = p.step(z.clone(), Direction::Down);
     let across = p.step(right.clone(), Direction::Down);
+    let images = z.dims()[0];
     let quarters = [
         (Quadrant::TopLeft, z),
         (Quadrant::TopRight, right),
@@ -41,9 +42,10 @@ fn assert_quarters_predict_each_other(p: &Propagator, size: usize) {
         above_or_below: quarters[2].1.clone(),
         diagonal: quarters[3].1.clone(),
     };
-    let reference = values(assemble(vec![(Quadrant::TopLeft, all)], [2, 2]));
+    let reference = values(assemble(all, &all_show(Quadrant::TopLeft, images), [2, 2]));
     for (quadrant, z) in quarters {
-        let whole = values(assemble(vec![(quadrant, p.propagate(z, quadrant))], [2, 2]));
+        let sizes = all_show(quadrant, images);
+        let whole = values(assemble(p.propagate(z, &sizes), &sizes, [2, 2]));
         let error = difference(&whole, &reference);
         assert!(error < 1e-5, "from {quadrant:?}: {error:e}");
     }

@@ -7,7 +7,7 @@ use qbheat::encoder::{
     Build, DynamicRelu, Former, FormerToMobile, InvertedResidual, MobileFormer, MobileToFormer,
     Residual, Row, Table,
 };
-use qbheat::heat::{Parametrisation, Propagator, Quadrant, Visible, normalised_patches};
+use qbheat::heat::{Parametrisation, Propagator, Quadrant, Visible, all_show, normalised_patches};
 use qbheat::nn::{
     Activation, Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics,
 };
@@ -295,7 +295,7 @@ fn propagator_equals_pytorch_in_all_parametrisations() {
             let case = format!("propagator-{name}-{place}");
             let propagator = fill(Propagator::new(6, kind, &mut init()));
             let z: Tensor<3> = tensor(&wave(&[2, 3, 6], 0.5, 1.0)).require_grad();
-            let q = propagator.propagate(z.clone(), visible);
+            let q = propagator.propagate(z.clone(), &all_show(visible, 2));
             let (row, column) = visible.cell();
             let mut cells = vec![
                 ((row, column), q.visible),

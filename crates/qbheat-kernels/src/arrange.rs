@@ -6,45 +6,32 @@ use crate::array::Array;
 use crate::operation::{Forward, Operation};
 use crate::simd::unwritten;
 
-/// For one group of samples: for each row of the result, which of the group's inputs it comes from and which row of that
-/// it is. Every row of every input comes up once.
+/// For each row of the result, which input it comes from and which row of that it is.
 pub type Table = Vec<(usize, usize)>;
 
-/// Inputs: for each group as many sequences `[N of the group, T, C]` as its table names; the output: `[N, rows, C]`, the
-/// groups one after another, each as its table says.
+/// Inputs: sequences `[N, T, C]`; the output: `[N, rows, C]`. Every row of every input comes up once in each table.
 #[derive(Debug)]
 pub struct Arrange {
     pub tables: Vec<Table>,
-}
-
-impl Arrange {
-    fn per_group(&self, inputs: usize) -> usize {
-        inputs / self.tables.len()
-    }
+    /// Number of each sample's table.
+    pub table_of: Vec<usize>,
 }
 
 impl Operation for Arrange {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
         let rows = self.tables[0].len();
-        let [_, length, width] = inputs[0].dims();
-        let groups = inputs.chunks(self.per_group(inputs.len()));
-        let samples: usize = groups.clone().map(|parts| parts[0].dims::<3>()[0]).sum();
+        let [samples, length, width] = inputs[0].dims();
+        let parts: Vec<&[f32]> = inputs.iter().map(|part| &part[..]).collect();
         let mut y = unwritten(samples * rows * width);
-        let mut rest = &mut y[..];
-        for (parts, table) in groups.zip(&self.tables) {
-            let count = parts[0].dims::<3>()[0];
-            let (y, more) = rest.split_at_mut(count * rows * width);
-            rest = more;
-            let parts: Vec<&[f32]> = parts.iter().map(|part| &part[..]).collect();
-            y.par_chunks_mut((rows * width).max(1))
-                .enumerate()
-                .for_each(|(sample, y)| {
-                    for (y, &(part, row)) in y.chunks_exact_mut(width).zip(table) {
-                        let from = (sample * length + row) * width;
-                        y.copy_from_slice(&parts[part][from..from + width]);
-                    }
-                });
-        }
+        y.par_chunks_mut((rows * width).max(1))
+            .enumerate()
+            .for_each(|(sample, y)| {
+                let table = &self.tables[self.table_of[sample]];
+                for (y, &(part, row)) in y.chunks_exact_mut(width).zip(table) {
+                    let from = (sample * length + row) * width;
+                    y.copy_from_slice(&parts[part][from..][..width]);
+                }
+            });
         Forward {
             output: Array::new(y, &[samples, rows, width]),
             extras: Vec::new(),
@@ -60,32 +47,35 @@ impl Operation for Arrange {
         _wanted: &[bool],
     ) -> Vec<Option<Array>> {
         let rows = self.tables[0].len();
-        let [_, length, width] = inputs[0].dims();
-        let per_group = self.per_group(inputs.len());
-        let mut start = 0;
-        let mut found = Vec::new();
-        for (parts, table) in inputs.chunks(per_group).zip(&self.tables) {
-            let count = parts[0].dims::<3>()[0];
-            let dy = &gradient[start * rows * width..][..count * rows * width];
-            start += count;
-            for part in 0..per_group {
-                let mut places = vec![0; length];
-                for (place, &(from, row)) in table.iter().enumerate() {
-                    if from == part {
-                        places[row] = place;
-                    }
-                }
-                let mut dx = unwritten(count * length * width);
-                dx.par_chunks_mut((length * width).max(1))
-                    .zip(dy.par_chunks((rows * width).max(1)))
-                    .for_each(|(dx, dy)| {
-                        for (dx, place) in dx.chunks_exact_mut(width).zip(&places) {
-                            dx.copy_from_slice(&dy[place * width..][..width]);
+        let [samples, length, width] = inputs[0].dims();
+        let dy: &[f32] = gradient;
+        let part_of = |part: usize| {
+            // For each row of the part, where it stands in the result.
+            let places: Vec<Vec<usize>> = self
+                .tables
+                .iter()
+                .map(|table| {
+                    let mut places = vec![0; length];
+                    for (place, &(from, row)) in table.iter().enumerate() {
+                        if from == part {
+                            places[row] = place;
                         }
-                    });
-                found.push(Some(Array::new(dx, &parts[part].shape())));
-            }
-        }
-        found
+                    }
+                    places
+                })
+                .collect();
+            let mut dx = unwritten(samples * length * width);
+            dx.par_chunks_mut((length * width).max(1))
+                .enumerate()
+                .for_each(|(sample, dx)| {
+                    let places = &places[self.table_of[sample]];
+                    for (dx, place) in dx.chunks_exact_mut(width).zip(places) {
+                        let from = (sample * rows + place) * width;
+                        dx.copy_from_slice(&dy[from..][..width]);
+                    }
+                });
+            Some(Array::new(dx, &[samples, length, width]))
+        };
+        (0..inputs.len()).map(part_of).collect()
     }
 }

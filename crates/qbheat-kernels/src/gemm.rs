@@ -29,14 +29,6 @@ impl Packed {
         packed
     }
 
-    /// Every entry times `factor`.
-    pub fn scaled(mut self, factor: f32) -> Self {
-        if factor != 1.0 {
-            self.values.iter_mut().for_each(|value| *value *= factor);
-        }
-        self
-    }
-
     /// As [`Self::new`], in place of what it held.
     pub fn fill(
         &mut self,

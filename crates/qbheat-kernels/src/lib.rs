@@ -99,13 +99,13 @@ pub fn linear<const D: usize>(
     .0
 }
 
-/// `x + factor·x Wᵀ`: x `[N, T, C]`, W `[C, C]` to `[N, T, C]`.
-pub fn linear_step(x: Tensor<3>, weight: Tensor<2>, factor: f32) -> Tensor<3> {
+/// `x + factor·x Wᵀ` with a factor for each sample: x `[N, T, C]`, W `[C, C]` to `[N, T, C]`.
+pub fn linear_step(x: Tensor<3>, weight: Tensor<2>, factors: Vec<f32>) -> Tensor<3> {
+    assert_eq!(factors.len(), x.dims()[0]);
     if !serves(&x) {
-        return plain::scaled_skip(x, weight, factor);
+        return plain::linear_step(x, weight, factors);
     }
-    let operation = linear::Linear { factor, skip: true };
-    run(operation, [x.into(), weight.into()]).0
+    run(linear::Linear { factors }, [x.into(), weight.into()]).0
 }
 
 /// `W₂ gelu(W₁ x + b₁) + b₂`, GELU by the error function: x `[…, K]`, W₁ `[H, K]`, W₂ `[N, H]` to `[…, N]`.
@@ -219,15 +219,14 @@ pub fn weighted_squared_error(
     run(patches::WeightedSquaredError, inputs).0
 }
 
-/// Rows of several sequences in a new order. `parts` holds, for each group of samples, as many sequences
-/// `[N of the group, T, C]` as its table names; the answer, `[N, rows, C]`, has the groups one after another, each as its
-/// table says. Every row of every part comes up once; all groups have as many parts and rows.
-pub fn arrange(parts: Vec<Tensor<3>>, tables: Vec<Table>) -> Tensor<3> {
+/// Rows of several sequences `[N, T, C]` in a new order, `[N, rows, C]`: each sample's as the table says that it has the
+/// number of. In a table every row of every sequence comes up once; all have as many rows.
+pub fn arrange(parts: Vec<Tensor<3>>, tables: Vec<Table>, table_of: Vec<usize>) -> Tensor<3> {
     if !serves(&parts[0]) {
-        return plain::arrange(parts, &tables);
+        return plain::arrange(parts, &tables, &table_of);
     }
     let inputs = parts.into_iter().map(Input::from);
-    run(arrange::Arrange { tables }, inputs).0
+    run(arrange::Arrange { tables, table_of }, inputs).0
 }
 
 /// One step of AdamW (arXiv 1711.05101) on flat vectors without gradients of their own: the new weights and moving

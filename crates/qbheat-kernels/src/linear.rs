@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 
 use crate::array::Array;
-use crate::gemm::{Onto, Packed, multiply, multiply_transposed};
+use crate::gemm::{
+    Onto, Packed, Rows, RowsMut, multiply, multiply_rows_transposed, multiply_transposed,
+};
 use crate::operation::{Forward, Operation};
 use crate::rows::{self, CHUNK, chunks, parallel_chunk};
 use crate::simd::{add, gelu, gelu_with_derivative, unwritten, vectorised};
@@ -45,19 +47,62 @@ fn with_columns(shape: &[usize], columns: usize) -> Vec<usize> {
     shape
 }
 
-/// `factor·x Wᵀ + b`, and x itself added where `skip`; inputs: x `[…, K]`, W `[N, K]`, and b `[N]` where there is one.
+/// `x Wᵀ + b`; inputs: x `[…, K]`, W `[N, K]`, and b `[N]` where there is one. As a step, `x + factor·x Wᵀ` with a factor
+/// for each sample; inputs then: x `[samples, T, C]`, W `[C, C]`.
 #[derive(Debug)]
 pub struct Linear {
-    pub factor: f32,
-    pub skip: bool,
+    /// Empty where it is no step.
+    pub factors: Vec<f32>,
 }
+
+/// Gradients of so large a weight are cut by its outputs where there are so few pieces of rows.
+const LARGE: usize = 1 << 16;
+const FEW: usize = 8;
+/// Outputs whose part of such a gradient one thread takes at a time.
+const OUTPUTS: usize = 64;
 
 impl Linear {
     /// `x Wᵀ + b`.
     pub const PLAIN: Self = Self {
-        factor: 1.0,
-        skip: false,
+        factors: Vec::new(),
     };
+
+    fn is_step(&self) -> bool {
+        !self.factors.is_empty()
+    }
+
+    /// `rows` times the factors of their samples, the first being row `start` of all.
+    fn scale(&self, start: usize, per_sample: usize, rows: &mut [f32], width: usize) {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                    let factor = self.factors[(start + i) / per_sample];
+                    for value in row {
+                        *value *= factor;
+                    }
+                }
+            },
+        );
+    }
+
+    /// The gradient of `x Wᵀ`: that of the output, or for a step times its factors.
+    fn inner(&self, gradient: &Array, per_sample: usize) -> Array {
+        let mut inner = gradient.clone();
+        if self.is_step() {
+            let [_, columns] = gradient.matrix();
+            inner
+                .values_mut()
+                .par_chunks_mut(CHUNK * columns)
+                .enumerate()
+                .for_each(|(i, rows)| self.scale(i * CHUNK, per_sample, rows, columns));
+        }
+        inner
+    }
+
+    fn per_sample(&self, rows: usize) -> usize {
+        rows / self.factors.len().max(1)
+    }
 }
 
 impl Operation for Linear {
@@ -65,15 +110,17 @@ impl Operation for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let [rows, depth] = x.matrix();
         let [columns, _] = weight.matrix();
-        let packed = packed_transposed(weight).scaled(self.factor);
+        let packed = packed_transposed(weight);
         let onto = onto(inputs.get(2));
         let mut y = unwritten(rows * columns);
         let chunk = parallel_chunk(rows);
         y.par_chunks_mut(chunk * columns)
             .zip(x.par_chunks(chunk * depth))
-            .for_each(|(y, x)| {
+            .enumerate()
+            .for_each(|(i, (y, x))| {
                 multiply(x.len() / depth, x, &packed, onto, y);
-                if self.skip {
+                if self.is_step() {
+                    self.scale(i * chunk, self.per_sample(rows), y, columns);
                     add(y, x);
                 }
             });
@@ -94,29 +141,36 @@ impl Operation for Linear {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let [rows, depth] = x.matrix();
         let [columns, _] = weight.matrix();
-        let packed = packed(weight).scaled(self.factor);
-        let piece = rows::piece(rows, 1);
+        let dy = self.inner(gradient, self.per_sample(rows));
+        let by_rows = rows.div_ceil(rows::piece(rows, 1)) >= FEW || columns * depth < LARGE;
+        let piece = if by_rows {
+            rows::piece(rows, 1)
+        } else {
+            parallel_chunk(rows)
+        };
+        let packed = packed(weight);
         let mut dx = unwritten(if wanted[0] { rows * depth } else { 0 });
         let mut dx_pieces: Vec<&mut [f32]> = dx.chunks_mut((piece * depth).max(1)).collect();
         dx_pieces.resize_with(rows.div_ceil(piece), Default::default);
         let parts: Vec<(Vec<f32>, Vec<f32>)> = dx_pieces
             .into_par_iter()
-            .zip(gradient.par_chunks(piece * columns))
-            .zip(x.par_chunks(piece * depth))
-            .map(|((dx, dy), x)| {
-                let mut dw = unwritten(columns * depth);
+            .enumerate()
+            .map(|(i, dx)| {
+                let first = i * piece;
+                let mut dw = unwritten(if by_rows { columns * depth } else { 0 });
                 let mut db = vec![0.0; columns];
-                for (start, count) in chunks(x.len() / depth) {
-                    let dy = &dy[start * columns..][..count * columns];
-                    let x = &x[start * depth..][..count * depth];
+                for (start, count) in chunks(piece.min(rows - first)) {
+                    let row = first + start;
+                    let dy = &dy[row * columns..][..count * columns];
+                    let x = &x[row * depth..][..count * depth];
                     if wanted[0] {
                         let dx = &mut dx[start * depth..][..count * depth];
                         multiply(count, dy, &packed, Onto::Zero, dx);
-                        if self.skip {
-                            add(dx, dy);
+                        if self.is_step() {
+                            add(dx, &gradient[row * depth..]);
                         }
                     }
-                    if wanted[1] {
+                    if wanted[1] && by_rows {
                         multiply_transposed(count, [columns, depth], dy, x, start > 0, &mut dw);
                     }
                     add_rows(dy, &mut db);
@@ -124,23 +178,35 @@ impl Operation for Linear {
                 (dw, db)
             })
             .collect();
-        let (dw, db) = parts.into_iter().unzip();
-        let dw = || {
-            let mut dw = rows::add_up(dw);
-            if self.factor != 1.0 {
-                dw.iter_mut().for_each(|slope| *slope *= self.factor);
-            }
+        let (dw, db): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let dw = wanted[1].then(|| {
+            let dw = if by_rows {
+                rows::add_up(dw)
+            } else {
+                by_outputs(rows, [columns, depth], &dy, x)
+            };
             Array::new(dw, &weight.shape())
-        };
-        let mut found = vec![
-            wanted[0].then(|| Array::new(dx, &x.shape())),
-            wanted[1].then(dw),
-        ];
+        });
+        let mut found = vec![wanted[0].then(|| Array::new(dx, &x.shape())), dw];
         if inputs.len() > 2 {
             found.push(wanted[2].then(|| Array::new(rows::add_up(db), &[columns])));
         }
         found
     }
+}
+
+/// `Σ_r dy[r, i]·x[r, j]`, cut by i.
+fn by_outputs(rows: usize, [columns, depth]: [usize; 2], dy: &[f32], x: &[f32]) -> Vec<f32> {
+    let mut dw = unwritten(columns * depth);
+    dw.par_chunks_mut(OUTPUTS * depth)
+        .enumerate()
+        .for_each(|(i, dw)| {
+            let size = [dw.len() / depth, depth];
+            let dy = Rows::new(&dy[i * OUTPUTS..], columns);
+            let dw = RowsMut::new(dw, depth);
+            multiply_rows_transposed(rows, size, dy, Rows::new(x, depth), false, dw);
+        });
+    dw
 }
 
 /// `W₂ gelu(W₁ x + b₁) + b₂`; inputs: x `[…, K]`, W₁ `[H, K]`, b₁ `[H]`, W₂ `[N, H]`, b₂ `[N]`.

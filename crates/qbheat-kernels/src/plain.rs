@@ -15,8 +15,10 @@ pub fn linear<const D: usize>(
     module::linear(x, weight.transpose(), bias)
 }
 
-pub fn scaled_skip(x: Tensor<3>, weight: Tensor<2>, factor: f32) -> Tensor<3> {
-    x.clone() + linear(x, weight, None) * factor
+pub fn linear_step(x: Tensor<3>, weight: Tensor<2>, factors: Vec<f32>) -> Tensor<3> {
+    let shape = [factors.len(), 1, 1];
+    let factors = Tensor::from_data(TensorData::new(factors, shape), &x.device());
+    x.clone() + linear(x, weight, None) * factors
 }
 
 pub fn mlp<const D: usize>(
@@ -97,20 +99,17 @@ pub fn weighted_squared_error(
     (error * weights.clone()).sum_dim(1).sum() / weights.sum_dim(1).sum()
 }
 
-pub fn arrange(parts: Vec<Tensor<3>>, tables: &[Table]) -> Tensor<3> {
-    let length = parts[0].dims()[1];
-    let per_group = parts.len() / tables.len();
-    let groups = parts.chunks(per_group).zip(tables).map(|(parts, table)| {
-        let rows: Vec<i32> = table
-            .iter()
-            .map(|&(part, row)| (part * length + row) as i32)
-            .collect();
-        let all = Tensor::cat(parts.to_vec(), 1);
-        let count = rows.len();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &all.device());
-        all.select(1, rows)
-    });
-    Tensor::cat(groups.collect(), 0)
+pub fn arrange(parts: Vec<Tensor<3>>, tables: &[Table], table_of: &[usize]) -> Tensor<3> {
+    let [n, length, width] = parts[0].dims();
+    let all = Tensor::cat(parts, 1);
+    let rows: Vec<i32> = table_of
+        .iter()
+        .flat_map(|&table| &tables[table])
+        .map(|&(part, row)| (part * length + row) as i32)
+        .collect();
+    let shape = [n, rows.len() / n, 1];
+    let rows = Tensor::<3, Int>::from_data(TensorData::new(rows, shape), &all.device());
+    all.gather(1, rows.repeat_dim(2, width))
 }
 
 pub fn chain(
