@@ -98,11 +98,11 @@ impl Config {
     /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
     pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
         let config = Self::load_for_any_size(file, settings)?;
-        config.check_blocks()?;
+        config.check_training()?;
         Ok(config)
     }
 
-    /// As [`Self::load`], for images that need not be cut into visible and masked blocks.
+    /// As [`Self::load`], for uses other than pre-training: images of any size, batches of one.
     pub fn load_for_any_size(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
         let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
         if let Some(path) = file {
@@ -133,8 +133,14 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the images can be cut into blocks of whole positions of the feature map.
-    fn check_blocks(&self) -> Result<()> {
+    /// Whether a batch has statistics, and images can be cut into blocks of whole positions of the feature map.
+    fn check_training(&self) -> Result<()> {
+        require(
+            self.optim.batch_size > 1,
+            "optim.batch_size",
+            self.optim.batch_size,
+            "at least 2, for batch normalisation",
+        )?;
         let cell = 2 * self.encoder.stride;
         let ImageSize { height, width } = self.image_size;
         let fitting = |side: usize| (side.div_ceil(cell) * cell).max(cell);

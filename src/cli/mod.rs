@@ -131,11 +131,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// `QBHEAT_KERNELS=off` has the same effect as the setting `kernels = false`, for every command.
+/// `QBHEAT_KERNELS=off` has the same effect as the setting `kernels = false`, for every command; `avx2` and `scalar` make
+/// the kernels do with less than the processor has.
 fn heed_environment() -> Result<()> {
     const KEY: &str = "QBHEAT_KERNELS";
     match std::env::var(KEY).as_deref() {
-        Err(_) | Ok("on") => Ok(()),
+        Err(_) | Ok("on" | "avx2" | "scalar") => Ok(()),
         Ok("off") => {
             qbheat_kernels::set_enabled(false);
             Ok(())
@@ -143,7 +144,7 @@ fn heed_environment() -> Result<()> {
         Ok(other) => Err(Error::Value {
             key: KEY.into(),
             value: other.to_owned(),
-            expected: "on or off".into(),
+            expected: "on, off, avx2 or scalar".into(),
         }),
     }
 }

@@ -76,10 +76,10 @@ impl OptimConfig {
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         require(self.epochs > 0, "optim.epochs", self.epochs, "at least 1")?;
         require(
-            self.batch_size > 1,
+            self.batch_size > 0,
             "optim.batch_size",
             self.batch_size,
-            "at least 2, for batch normalisation",
+            "at least 1",
         )?;
         require(
             not_negative(self.learning_rate) && self.learning_rate > 0.0,

@@ -29,6 +29,9 @@ mod rows;
 mod simd;
 mod transformer;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Flex;
@@ -50,9 +53,18 @@ pub fn set_enabled(enabled: bool) {
     ENABLED.store(enabled, Ordering::Relaxed);
 }
 
-/// The vector instructions in use.
+/// The vector instructions in use, and how many numbers they take at a time.
 pub fn instructions() -> String {
-    format!("{:?}", simd::arch())
+    let name = match simd::arch() {
+        pulp::Arch::Scalar => "none",
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V3(_) => "AVX2",
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V4(_) => "AVX-512",
+        #[allow(unreachable_patterns, reason = "processors differ in what they have")]
+        _ => "NEON",
+    };
+    format!("{name} ({} lanes)", simd::lanes())
 }
 
 /// Billions of floating-point operations a second that products of matrices reach on all threads of rayon's pool: what

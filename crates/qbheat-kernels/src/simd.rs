@@ -7,10 +7,16 @@ use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// The best instruction set of this processor.
+/// The best instruction set of this processor, or the lesser one that the environment variable `QBHEAT_KERNELS` names:
+/// `scalar` or, on x86, `avx2`.
 pub fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(Arch::new)
+    *ARCH.get_or_init(|| match std::env::var("QBHEAT_KERNELS").as_deref() {
+        Ok("scalar") => Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        _ => Arch::new(),
+    })
 }
 
 /// Runs `body`, marked `#[inline(always)]` inside, with the best instruction set.
