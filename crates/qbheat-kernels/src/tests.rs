@@ -393,10 +393,12 @@ fn check_chain((shape, stages): Shape, skip: bool, fixed: bool, seed: u64) {
                         [outputs],
                     ),
                     fixed: fixed.then(|| {
-                        [
-                            x.take([outputs]).detach(),
-                            x.around(2.0, [outputs]).detach(),
-                        ]
+                        let spread = if activation == Activation::Relu {
+                            60.0
+                        } else {
+                            2.0
+                        };
+                        [x.take([outputs]), x.around(spread, [outputs])].map(Tensor::detach)
                     }),
                     activation,
                     slopes: (activation == Activation::Dynamic)
