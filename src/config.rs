@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::data::{DataConfig, ImageSize, LoaderConfig};
+use crate::device::Compute;
 use crate::encoder;
 use crate::error::{Error, Result, nearest};
 use crate::heat::{Parametrisation, Place, QbHeatConfig};
@@ -20,6 +21,8 @@ pub struct Config {
     pub seed: u64,
     /// Threads of the training step; 0 takes all cores.
     pub threads: usize,
+    /// What computes: `cpu`, `wgpu` or `cuda[:N]`.
+    pub device: Compute,
     /// Computes with the fused operations of `qbheat-kernels`, where the device has them; without, with Burn's own.
     pub kernels: bool,
     /// Size in pixels of the images the network sees: a side, or `[height, width]`.
@@ -82,6 +85,7 @@ impl Default for Config {
         Self {
             seed: 0,
             threads: 0,
+            device: Compute::Cpu,
             kernels: true,
             image_size: ImageSize::square(64),
             method: Method::QbHeat,

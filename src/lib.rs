@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod config;
 pub mod data;
+mod device;
 pub mod encoder;
 pub mod error;
 #[cfg(test)]
@@ -20,7 +21,4 @@ pub mod report;
 pub mod train;
 pub mod weights;
 
-/// The device that everything runs on.
-pub fn device() -> burn::tensor::Device {
-    burn::tensor::Device::flex()
-}
+pub use device::{Compute, compute_on, device};

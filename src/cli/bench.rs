@@ -55,8 +55,8 @@ pub struct Bench {
     /// Steps that are timed, after two that are not.
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Folder, .tar file, or `builtin`; where the images come from.
-    #[arg(long, default_value = qbheat::data::BUILTIN)]
+    /// Folder or .tar file that the images come from [default: built-in ones].
+    #[arg(long, default_value = qbheat::data::BUILTIN, hide_default_value = true)]
     data: String,
     /// Take the first batch again and again instead of loading new ones.
     #[arg(long)]
@@ -87,7 +87,7 @@ impl Bench {
             Work::Pretrain => settings.load(None)?,
             _ => settings.load_for_any_size()?,
         };
-        compute_as(&config, None);
+        compute_as(&config, &self.common)?;
         let how = BenchConfig {
             work,
             steps: self.steps.max(1),

@@ -61,7 +61,7 @@ impl Demo {
                 self.probe_images
             )));
         }
-        compute_as(&config, None);
+        compute_as(&config, &self.common)?;
         RunFolder::check_free(&out)?;
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         progress.note(&describe_data(&dataset));

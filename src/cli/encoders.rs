@@ -1,6 +1,7 @@
 //! `qbheat encoders`
 
 use clap::Args;
+use qbheat::compute_on;
 use qbheat::data::ImageSize;
 use qbheat::encoder;
 use qbheat::error::{Error, Result};
@@ -23,6 +24,7 @@ pub struct Encoders {
 
 impl Encoders {
     pub fn run(&self, _progress: &Progress) -> Result<Answer> {
+        compute_on(self.common.device.unwrap_or_default())?;
         let mut rows = Vec::new();
         let mut lines = vec![format!(
             "{:<18}{:>11}{:>14}{:>9}{:>8}{:>7}{:>8}  source",

@@ -22,6 +22,7 @@ use qbheat::data::{Dataset, Split, Summary};
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::Outcome;
+use qbheat::{Compute, compute_on};
 use serde_json::{Value, json};
 
 use progress::Progress;
@@ -69,6 +70,9 @@ struct Common {
     /// Threads of the training step [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
+    /// What computes: cpu, or wgpu or cuda[:N] where the program was built for it [default: cpu].
+    #[arg(long)]
+    device: Option<Compute>,
 }
 
 /// What a command leaves: an exit code, the JSON object for `--json`, the text for people.
@@ -157,12 +161,13 @@ fn use_threads(threads: usize) {
         .build_global();
 }
 
-/// Fixes how this process computes: as the configuration says, with other `threads` where they are given.
-fn compute_as(config: &Config, threads: Option<usize>) {
-    use_threads(threads.unwrap_or(config.threads));
+/// Fixes how this process computes: as the configuration says, where the command does not say otherwise.
+fn compute_as(config: &Config, common: &Common) -> Result<()> {
+    use_threads(common.threads.unwrap_or(config.threads));
     if !config.kernels {
         qbheat_kernels::set_enabled(false);
     }
+    compute_on(common.device.unwrap_or(config.device))
 }
 
 /// Flags that are short for `--set`, then the `--set` options themselves.
@@ -178,7 +183,9 @@ impl Settings {
     }
 
     fn common(&mut self, common: &Common) -> &mut Self {
-        self.add("seed", common.seed).add("threads", common.threads)
+        self.add("seed", common.seed)
+            .add("threads", common.threads)
+            .add("device", common.device)
     }
 
     fn parsed(&mut self, settings: &[String]) -> Result<&mut Self> {

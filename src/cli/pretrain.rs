@@ -61,7 +61,7 @@ impl Pretrain {
             .add("optim.batch_size", self.batch_size)
             .parsed(&self.settings)?
             .load(self.config.as_deref())?;
-        compute_as(&config, None);
+        compute_as(&config, &self.common)?;
         RunFolder::check_free(&self.out)?;
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         progress.note(&describe_data(&dataset));

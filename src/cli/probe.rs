@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use qbheat::compute_on;
 use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
@@ -98,6 +99,7 @@ impl Probe {
         };
         images.size = self.image_size.unwrap_or(images.size);
         images.channels = self.channels.unwrap_or(images.channels);
+        compute_on(self.common.device.unwrap_or_default())?;
         let weights = Weights::open(&self.weights, seed, images)?;
         if into.is_none() && self.image_size.is_none() {
             images.size = weights.metadata.image_size;

@@ -23,7 +23,7 @@ impl Replay {
     pub fn run(&self, _progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
         let config = pretrain::resumed_config(&run, None)?;
-        compute_as(&config, self.common.threads);
+        compute_as(&config, &self.common)?;
         let replay = pretrain::replay(&run, &config)?;
         let json = json!({"run": self.run, "same": replay.is_same(), "replay": replay});
         Ok(Answer::done(json, describe(&replay)))

@@ -25,7 +25,7 @@ impl Report {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
         let config = resumed_config(&run, None)?;
-        compute_as(&config, self.common.threads);
+        compute_as(&config, &self.common)?;
         let dataset = Dataset::open(&config.data, config.seed, progress)?;
         let path = write_report(&run, &config, &dataset)?;
         let text = path.display().to_string();

@@ -43,7 +43,7 @@ impl Resume {
                 config.threads
             ));
         }
-        compute_as(&config, Some(threads));
+        compute_as(&config, &self.common)?;
         let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
         progress.note(&describe_data(&dataset));
         signals::catch();
