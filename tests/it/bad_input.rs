@@ -148,7 +148,9 @@ fn settings_that_are_wrong() {
         &["optim.epochs", "whole number"],
     );
     check(&["--set", "epochs"], &["epochs", "key=value"]);
-    check(&["--batch-size", "0"], &["optim.batch_size", "at least 2"]);
+    check(&["--batch-size", "0"], &["optim.batch_size", "at least 1"]);
+    check(&["--batch-size", "1"], &["optim.batch_size", "at least 2"]);
+    check(&["--set", "device=gpu"], &["cpu, wgpu and cuda"]);
     check(
         &["--batch-size", "6000"],
         &["optim.batch_size = 6000", "5000 images"],

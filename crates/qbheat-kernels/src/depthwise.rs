@@ -367,11 +367,11 @@ impl Spread<'_> {
             for y in 0..self.rows {
                 let out = self.dx.add(y * self.columns * channels);
                 let row = self.dz.values.as_ptr().add((y / 2 + 1) * pitch + channels);
-                for parity in 0..2 {
+                for (parity, seen_by) in SEEN_BY.iter().enumerate() {
                     for x in (parity..self.columns).step_by(2) {
                         let mut sum = simd.splat_f32s(0.0);
                         for &(ky, down) in SEEN_BY[y % 2] {
-                            for &(kx, right) in SEEN_BY[parity] {
+                            for &(kx, right) in *seen_by {
                                 let from = row.add(down * pitch + (x / 2 + right) * channels);
                                 let slope = block.load(from);
                                 sum = simd.mul_add_e_f32s(taps[ky * 3 + kx], slope, sum);

@@ -300,12 +300,14 @@ impl Behind {
             }
             Activation::Relu => {
                 for i in 0..length {
-                    y[i] = (z[i] * scale[i] + shift[i]).max(0.0);
+                    let v = z[i] * scale[i] + shift[i];
+                    // Not `max`, which would make a NaN 0.
+                    y[i] = if v < 0.0 { 0.0 } else { v };
                 }
             }
             Activation::Relu6 => {
                 for i in 0..length {
-                    y[i] = (z[i] * scale[i] + shift[i]).max(0.0).min(6.0);
+                    y[i] = (z[i] * scale[i] + shift[i]).clamp(0.0, 6.0);
                 }
             }
             Activation::Dynamic => {
@@ -408,8 +410,8 @@ impl Behind {
         let (z, scale, shift) = (&z[..length], &self.scale[..length], &self.shift[..length]);
         match self.activation {
             Activation::Identity => {
-                for i in 0..length {
-                    take(i, dy[i]);
+                for (i, &g) in dy.iter().enumerate() {
+                    take(i, g);
                 }
             }
             Activation::Relu => {

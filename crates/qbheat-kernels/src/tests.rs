@@ -9,13 +9,15 @@ use crate::{Activation, Stage, TransformerBlock, plain};
 const FORWARD: f32 = 1e-5;
 const BACKWARD: f32 = 1e-4;
 
+type Ask = Box<dyn Fn(&Gradients) -> Option<Vec<f32>>>;
+
 /// Numbers for an operation's inputs, and what asks for their gradients later.
 struct Inputs {
     random: StdRng,
     device: Device,
     values: Vec<Vec<f32>>,
     next: usize,
-    gradients: Vec<Box<dyn Fn(&Gradients) -> Option<Vec<f32>>>>,
+    gradients: Vec<Ask>,
 }
 
 impl Inputs {
@@ -566,6 +568,44 @@ fn adamw_and_norms() {
         );
         assert!((found - expected).abs() <= 1e-5 * expected);
     }
+}
+
+/// A NaN is not lost in an activation or a softmax, so that a bad step is noticed.
+#[test]
+fn a_nan_stays_one() {
+    let has_nan = |values: Vec<f32>| values.iter().any(|value| value.is_nan());
+    for activation in [Activation::Relu, Activation::Relu6, Activation::Dynamic] {
+        let mut inputs = Inputs::new(0);
+        inputs.values.push(vec![f32::NAN; 2 * 3 * 3 * 4]);
+        let x = inputs.take([2, 3, 3, 4]);
+        let stage = Stage {
+            weight: inputs.take([5, 4, 1, 1]),
+            stride: 1,
+            groups: 1,
+            scale: inputs.take([5]),
+            shift: inputs.take([5]),
+            fixed: None,
+            activation,
+            slopes: (activation == Activation::Dynamic).then(|| inputs.take([2, 10])),
+        };
+        assert!(has_nan(values(crate::chain(x, vec![stage], false, 1e-5).0)));
+    }
+    let mut inputs = Inputs::new(0);
+    inputs.values.push(vec![f32::NAN; 2 * 3 * 12]);
+    let qkv = inputs.take([2, 3, 12]);
+    assert!(has_nan(values(crate::self_attention(qkv.clone(), 2))));
+    let (scale, shift) = (inputs.take([12]), inputs.take([12]));
+    assert!(has_nan(values(crate::layer_norm(
+        qkv.clone(),
+        scale,
+        shift,
+        1e-5
+    ))));
+    let (weights, biases) = (
+        [inputs.take([8, 12]), inputs.take([12, 8])],
+        [inputs.take([8]), inputs.take([12])],
+    );
+    assert!(has_nan(values(crate::mlp(qkv, weights, biases))));
 }
 
 /// The same bits on one thread and on many.

@@ -89,7 +89,9 @@ impl Operation for Block {
         let parts = Parts::of(inputs);
         let normed1 = self.norm().forward(&with(x, parts.norm1), saves);
         let qkv = Linear::PLAIN.forward(&with(&normed1.output, parts.qkv), saves);
-        let seen = self.attention().forward(&[qkv.output.clone()], saves);
+        let seen = self
+            .attention()
+            .forward(std::slice::from_ref(&qkv.output), saves);
         let projected = Linear::PLAIN.forward(&with(&seen.output, parts.projection), saves);
         let middle = sum(projected.output, x);
         let normed2 = self.norm().forward(&with(&middle, parts.norm2), saves);
