@@ -36,7 +36,8 @@ impl Resume {
             )));
         }
         let threads = self.common.threads.unwrap_or(config.threads);
-        if threads != config.threads {
+        // The fused operations give the same on any number of threads.
+        if threads != config.threads && !config.kernels {
             progress.note(&format!(
                 "the run was started with {} threads; with {threads} its numbers may differ in the last digits from \
                  those of an uninterrupted run",

@@ -4,7 +4,7 @@ use std::fs;
 
 use base64::Engine;
 
-use crate::support::{events, json, qbheat, write_images};
+use crate::support::{events, json, qbheat, read_tensors, write_images};
 
 #[test]
 fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
@@ -124,21 +124,44 @@ fn check_page(html: &str) {
 }
 
 #[test]
-fn bench_gives_images_a_second() {
-    let answer = json(&qbheat(&[
-        "bench",
-        "--image-size",
-        "16",
-        "--stride",
-        "4",
-        "--batch-size",
-        "8",
-        "--steps",
-        "2",
-        "--json",
-    ]));
-    assert!(answer["images_per_s"].as_f64().unwrap() > 0.0);
-    assert_eq!(answer["stride"], 4);
+fn bench_gives_images_a_second_of_any_work() {
+    let home = tempfile::tempdir().unwrap();
+    for work in ["pretrain", "supervised", "features", "block"] {
+        let kept = home.path().join(work);
+        let answer = json(&qbheat(&[
+            "bench",
+            "--work",
+            work,
+            "--image-size",
+            "16",
+            "--stride",
+            "4",
+            "--batch-size",
+            "8",
+            "--steps",
+            "2",
+            "--one-batch",
+            "--keep-step",
+            kept.to_str().unwrap(),
+            "--json",
+        ]));
+        assert!(answer["images_per_s"].as_f64().unwrap() > 0.0, "{work}");
+        assert!(answer["gflops"].as_f64().unwrap() < answer["peak_gflops"].as_f64().unwrap());
+        assert_eq!(
+            (&answer["work"], &answer["stride"]),
+            (&work.into(), &4.into())
+        );
+        let kept = read_tensors(&kept);
+        let parameters: usize = kept
+            .0
+            .iter()
+            .filter(|(name, _)| {
+                !name.contains("running_") && !["pixels", "groups"].contains(&&name[..])
+            })
+            .map(|(_, tensor)| tensor.values.len())
+            .sum();
+        assert_eq!(answer["parameters"], parameters, "{work}");
+    }
 }
 
 #[test]

@@ -70,6 +70,39 @@ impl Setup {
     }
 }
 
+#[test]
+fn a_run_is_the_same_on_any_number_of_threads() {
+    let setup = Setup::new();
+    for encoder in ["mobilenet-tiny", "mf-tiny"] {
+        let runs = ["1", "2", "3"].map(|threads| {
+            let name = format!("{encoder}-{threads}");
+            let data = setup.home.path().join("set");
+            let out = setup.run(&name);
+            let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+            let output = qbheat(&[
+                "pretrain",
+                "--data",
+                data,
+                "--out",
+                out,
+                "--image-size",
+                "32",
+                "--batch-size",
+                "16",
+                "--epochs",
+                "2",
+                "--threads",
+                threads,
+                "--encoder",
+                encoder,
+            ]);
+            assert!(output.status.success(), "{}", stderr(&output));
+            fs::read(setup.run(&name).join("encoder.safetensors")).unwrap()
+        });
+        assert!(runs[0] == runs[1] && runs[0] == runs[2], "{encoder}");
+    }
+}
+
 fn resume(run: &Path) -> std::process::Output {
     qbheat(&["resume", run.to_str().unwrap()])
 }

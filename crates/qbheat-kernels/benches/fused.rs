@@ -1,5 +1,5 @@
 //! Each fused operation against the same made of Burn's own, forward and backward:
-//! `cargo bench -p qbheat-kernels`; `-- NAME` for one of them.
+//! `cargo bench --workspace --bench fused`; `-- NAME` for one of them.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{Criterion, criterion_group, criterion_main};

@@ -4,6 +4,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use crate::gemm::UNBOUNDED;
 use crate::simd::arch;
 
 /// Taps of a kernel.
@@ -29,9 +30,13 @@ impl Geometry {
 
     /// Rows of the result that one band makes, so that its scratch images stay in a core's cache.
     pub fn band(&self) -> usize {
-        const FLOATS: usize = 40_000;
+        self.band_within(40_000)
+    }
+
+    /// As [`Self::band`], for scratch images of so many floats.
+    pub fn band_within(&self, floats: usize) -> usize {
         let per_row = (self.width + 2) * self.channels * self.stride;
-        (FLOATS / per_row).clamp(1, self.rows())
+        (floats / per_row).clamp(1, self.rows())
     }
 }
 
@@ -172,11 +177,31 @@ macro_rules! over_channels {
 }
 
 /// `out[y, x] = Σ taps[ky, kx]·image[y·stride + ky, x·stride + kx]` for `rows`×`columns` positions.
-pub fn convolve(
+pub fn convolve(image: &Padded, taps: &[f32], stride: usize, size: [usize; 2], out: &mut [f32]) {
+    run(image, taps, stride, size, &[], UNBOUNDED, out);
+}
+
+/// As [`convolve`], onto a bias `[C]` and every entry brought within bounds.
+pub fn convolve_within(
+    image: &Padded,
+    taps: &[f32],
+    stride: usize,
+    size: [usize; 2],
+    (bias, bounds): (&[f32], [f32; 2]),
+    out: &mut [f32],
+) {
+    assert_eq!(bias.len(), image.channels);
+    run(image, taps, stride, size, bias, bounds, out);
+}
+
+/// `bias`: empty for none.
+fn run(
     image: &Padded,
     taps: &[f32],
     stride: usize,
     [rows, columns]: [usize; 2],
+    bias: &[f32],
+    bounds: [f32; 2],
     out: &mut [f32],
 ) {
     let channels = image.channels;
@@ -191,6 +216,8 @@ pub fn convolve(
         stride,
         rows,
         columns,
+        bias,
+        bounds,
         out: out.as_mut_ptr(),
     });
 }
@@ -201,6 +228,8 @@ struct Convolve<'a> {
     stride: usize,
     rows: usize,
     columns: usize,
+    bias: &'a [f32],
+    bounds: [f32; 2],
     out: *mut f32,
 }
 
@@ -215,7 +244,7 @@ impl WithSimd for Convolve<'_> {
 
 impl Convolve<'_> {
     /// # Safety
-    /// The lengths were checked in [`convolve`].
+    /// The lengths were checked in [`run`].
     #[inline(always)]
     unsafe fn block<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
         let channels = self.image.channels;
@@ -224,17 +253,24 @@ impl Convolve<'_> {
         // SAFETY: all positions lie within the padded image and within `out`.
         unsafe {
             let taps = block.taps(self.taps.as_ptr(), channels);
+            let bias = if self.bias.is_empty() {
+                simd.splat_f32s(0.0)
+            } else {
+                block.load(self.bias.as_ptr())
+            };
+            let [low, high] = self.bounds.map(|bound| simd.splat_f32s(bound));
             for y in 0..self.rows {
                 let row = self.image.values.as_ptr().add(y * self.stride * pitch);
                 let out = self.out.add(y * self.columns * channels);
                 for x in 0..self.columns {
                     let corner = row.add(x * self.stride * channels);
-                    let mut sums = [simd.splat_f32s(0.0); 3];
+                    let mut sums = [bias, simd.splat_f32s(0.0), simd.splat_f32s(0.0)];
                     for (tap, &weight) in taps.iter().enumerate() {
                         let pixel = block.load(corner.add(tap / 3 * pitch + tap % 3 * channels));
                         sums[tap % 3] = simd.mul_add_e_f32s(weight, pixel, sums[tap % 3]);
                     }
                     let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), sums[2]);
+                    let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
                     block.store(out.add(x * channels), sum);
                 }
             }

@@ -155,6 +155,22 @@ fn check(length: usize, stride: usize, rows: usize, columns: usize) {
     assert!(length >= (rows - 1) * stride + columns);
 }
 
+/// No bounds at all, for [`multiply_within`].
+pub const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
+
+/// As [`multiply`] onto a row, every entry brought within bounds.
+pub fn multiply_within(
+    rows: usize,
+    a: &[f32],
+    b: &Packed,
+    bias: &[f32],
+    bounds: [f32; 2],
+    c: &mut [f32],
+) {
+    let (a, c) = (Rows::new(a, b.depth), RowsMut::new(c, b.columns));
+    run(rows, a, b, Onto::Row(bias), bounds, c);
+}
+
 /// `c[i, j] = onto + Σ_p a[i, p]·b[p, j]` with rows of `a` and `c` following each other without gap.
 ///
 /// `a`: `[rows, depth]`, `c`: `[rows, columns]`.
@@ -165,6 +181,10 @@ pub fn multiply(rows: usize, a: &[f32], b: &Packed, onto: Onto, c: &mut [f32]) {
 
 /// As [`multiply`], with rows of `a` and `c` anywhere.
 pub fn multiply_rows(rows: usize, a: Rows, b: &Packed, onto: Onto, c: RowsMut) {
+    run(rows, a, b, onto, UNBOUNDED, c);
+}
+
+fn run(rows: usize, a: Rows, b: &Packed, onto: Onto, bounds: [f32; 2], c: RowsMut) {
     if rows == 0 {
         return;
     }
@@ -178,6 +198,7 @@ pub fn multiply_rows(rows: usize, a: Rows, b: &Packed, onto: Onto, c: RowsMut) {
         a,
         b,
         onto,
+        bounds,
         c,
     });
 }
@@ -187,6 +208,7 @@ struct Multiply<'a> {
     a: Rows<'a>,
     b: &'a Packed,
     onto: Onto<'a>,
+    bounds: [f32; 2],
     c: RowsMut<'a>,
 }
 
@@ -200,6 +222,7 @@ impl WithSimd for Multiply<'_> {
             a,
             b,
             onto,
+            bounds,
             c,
         } = self;
         let mut panel = b.values.as_ptr();
@@ -219,8 +242,9 @@ impl WithSimd for Multiply<'_> {
                 filled: width.min(b.columns - start),
                 bias,
                 add: false,
+                bounds,
             };
-            // SAFETY: the lengths were checked in `multiply_rows`; a panel holds `depth` rows of `width`.
+            // SAFETY: the lengths were checked in `run`; a panel holds `depth` rows of `width`.
             unsafe {
                 tiles.all(simd, rows, width / S::F32_LANES);
                 panel = panel.add(b.depth * width);
@@ -304,6 +328,7 @@ impl WithSimd for MultiplyTransposed<'_> {
                 filled: width.min(n - start),
                 bias: std::ptr::null(),
                 add,
+                bounds: UNBOUNDED,
             };
             // SAFETY: the lengths were checked in `multiply_rows_transposed`.
             unsafe { tiles.all(simd, m, width / S::F32_LANES) };
@@ -327,6 +352,8 @@ struct Tiles {
     /// Null, or what every row starts from.
     bias: *const f32,
     add: bool,
+    /// Least and largest result.
+    bounds: [f32; 2],
 }
 
 impl Tiles {
@@ -437,8 +464,11 @@ impl Tiles {
                 b = b.add(self.b_stride);
                 a = a.add(self.a_strides[1]);
             }
+            let [low, high] = self.bounds.map(|bound| simd.splat_f32s(bound));
             for (i, sums) in sums.iter().enumerate() {
                 for (j, &sum) in sums.iter().enumerate() {
+                    // In this order a NaN stays one.
+                    let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
                     let to = self.c.add(i * self.c_stride + j * lanes);
                     if PART && j == V - 1 {
                         simd.mask_store_ptr_f32s(rest, to, sum);
