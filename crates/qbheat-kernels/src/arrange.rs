@@ -21,6 +21,10 @@ impl Operation for Arrange {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
         let rows = self.tables[0].len();
         let [samples, length, width] = inputs[0].dims();
+        assert!(
+            self.tables.iter().all(|table| table.len() == rows) && rows == inputs.len() * length
+        );
+        assert_eq!(self.table_of.len(), samples);
         let parts: Vec<&[f32]> = inputs.iter().map(|part| &part[..]).collect();
         let mut y = unwritten(samples * rows * width);
         y.par_chunks_mut((rows * width).max(1))

@@ -49,7 +49,13 @@ impl Array {
 
     /// The entries, to be changed; copied first where somebody else has them too.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        self.0.storage_mut::<f32>()
+        // A dense view may be part of a larger storage.
+        let (start, end) = self
+            .0
+            .layout()
+            .contiguous_offsets()
+            .expect("an array is dense");
+        &mut self.0.storage_mut::<f32>()[start..end]
     }
 
     pub fn into_tensor(self) -> FlexTensor {

@@ -32,6 +32,10 @@ impl Layout {
     fn of(inputs: &[Array], heads: usize) -> Self {
         let [samples, l, width] = inputs[0].dims();
         if inputs.len() == 1 {
+            assert!(
+                width.is_multiple_of(3 * heads),
+                "{width} channels of q, k, v for {heads} heads"
+            );
             let channels = width / 3;
             return Self {
                 samples,
@@ -45,6 +49,16 @@ impl Layout {
                 ],
             };
         }
+        let length = inputs[1].dims::<3>()[1];
+        assert!(
+            width.is_multiple_of(heads),
+            "{width} channels for {heads} heads"
+        );
+        assert!(
+            inputs[1..]
+                .iter()
+                .all(|x| x.dims() == [samples, length, width])
+        );
         Self {
             samples,
             lengths: [l, inputs[1].dims::<3>()[1]],

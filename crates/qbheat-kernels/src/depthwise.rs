@@ -5,7 +5,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::gemm::UNBOUNDED;
-use crate::simd::arch;
+use crate::simd::{arch, within};
 
 /// Taps of a kernel.
 pub const TAPS: usize = 9;
@@ -258,7 +258,7 @@ impl Convolve<'_> {
             } else {
                 block.load(self.bias.as_ptr())
             };
-            let [low, high] = self.bounds.map(|bound| simd.splat_f32s(bound));
+            let bounds = self.bounds.map(|bound| simd.splat_f32s(bound));
             for y in 0..self.rows {
                 let row = self.image.values.as_ptr().add(y * self.stride * pitch);
                 let out = self.out.add(y * self.columns * channels);
@@ -270,7 +270,7 @@ impl Convolve<'_> {
                         sums[tap % 3] = simd.mul_add_e_f32s(weight, pixel, sums[tap % 3]);
                     }
                     let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), sums[2]);
-                    let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
+                    let sum = within(simd, sum, bounds);
                     block.store(out.add(x * channels), sum);
                 }
             }

@@ -7,7 +7,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::simd::{arch, lanes};
+use crate::simd::{arch, lanes, within};
 
 /// Vectors a panel is wide.
 const VECTORS: usize = 3;
@@ -398,11 +398,9 @@ impl Tiles {
     }
 
     #[inline(always)]
-    unsafe fn advance(&mut self, rows: usize) {
-        unsafe {
-            self.a = self.a.add(rows * self.a_strides[0]);
-            self.c = self.c.add(rows * self.c_stride);
-        }
+    fn advance(&mut self, rows: usize) {
+        self.a = self.a.wrapping_add(rows * self.a_strides[0]);
+        self.c = self.c.wrapping_add(rows * self.c_stride);
     }
 
     #[inline(always)]
@@ -461,14 +459,14 @@ impl Tiles {
                         *sum = simd.mul_add_e_f32s(x, vector, *sum);
                     }
                 }
-                b = b.add(self.b_stride);
-                a = a.add(self.a_strides[1]);
+                // Beyond the end after the last turn, where nothing is read any more.
+                b = b.wrapping_add(self.b_stride);
+                a = a.wrapping_add(self.a_strides[1]);
             }
-            let [low, high] = self.bounds.map(|bound| simd.splat_f32s(bound));
+            let bounds = self.bounds.map(|bound| simd.splat_f32s(bound));
             for (i, sums) in sums.iter().enumerate() {
                 for (j, &sum) in sums.iter().enumerate() {
-                    // In this order a NaN stays one.
-                    let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
+                    let sum = within(simd, sum, bounds);
                     let to = self.c.add(i * self.c_stride + j * lanes);
                     if PART && j == V - 1 {
                         simd.mask_store_ptr_f32s(rest, to, sum);

@@ -20,6 +20,7 @@ impl Operation for LayerNorm {
         };
         let [rows, width] = x.matrix();
         let (scale, shift): (&[f32], &[f32]) = (scale, shift);
+        assert_eq!([scale.len(), shift.len()], [width; 2]);
         let mut y = unwritten(rows * width);
         // Mean and reciprocal deviation of each row.
         let mut statistics = unwritten(2 * rows);

@@ -91,7 +91,11 @@ pub fn peak_gflops() -> f64 {
 
 /// Whether the fused operations are to compute with such a tensor.
 fn serves<const D: usize>(x: &Tensor<D>) -> bool {
-    ENABLED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && x.device() == Device::flex()
+    let is_empty = x.dims().contains(&0);
+    ENABLED.load(Ordering::Relaxed)
+        && !is_empty
+        && x.dtype() == DType::F32
+        && x.device() == Device::flex()
 }
 
 /// `x Wᵀ + b`: x `[…, K]`, W `[N, K]`, b `[N]` to `[…, N]`.
@@ -151,7 +155,7 @@ pub fn layer_norm<const D: usize>(
 /// `softmax(q kᵀ / √(C/heads)) v` in each of `heads` contiguous groups of channels (arXiv 1706.03762): q `[N, L, C]`, k
 /// and v `[N, S, C]` to `[N, L, C]`.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    if !serves(&q) {
+    if !serves(&q) || !serves(&k) {
         return plain::attention(q, k, v, heads);
     }
     run(
@@ -234,7 +238,7 @@ pub fn weighted_squared_error(
 /// Rows of several sequences `[N, T, C]` in a new order, `[N, rows, C]`: each sample's as the table says that it has the
 /// number of. In a table every row of every sequence comes up once; all have as many rows.
 pub fn arrange(parts: Vec<Tensor<3>>, tables: Vec<Table>, table_of: Vec<usize>) -> Tensor<3> {
-    if !serves(&parts[0]) {
+    if !serves(&parts[0]) || parts.len() > operation::MOST_INPUTS {
         return plain::arrange(parts, &tables, &table_of);
     }
     let inputs = parts.into_iter().map(Input::from);
@@ -303,7 +307,10 @@ pub struct Stage {
 impl Stage {
     /// The form it has, if there is a kernel for it.
     fn kind(&self, inputs: usize) -> Option<Kind> {
-        let [outputs, per_group, side, _] = self.weight.dims();
+        let [outputs, per_group, side, width] = self.weight.dims();
+        if side != width || side.is_multiple_of(2) || per_group * self.groups != inputs {
+            return None;
+        }
         match (side, self.stride, self.groups) {
             (1, 1, 1) => Some(Kind::Pointwise),
             (3, 1 | 2, groups) if groups == inputs && per_group == 1 => Some(Kind::Depthwise {
@@ -338,7 +345,13 @@ pub fn chain(
         })
         .collect();
     let fixed = stages.iter().all(|stage| stage.fixed.is_some());
-    let (true, Some(kinds)) = (serves(&x), kinds) else {
+    let alike = stages.iter().all(|stage| {
+        stage.fixed.is_some() == fixed
+            && stage.slopes.is_some() == (stage.activation == Activation::Dynamic)
+    });
+    let per_stage = if fixed { 6 } else { 4 };
+    let fits = alike && stages.len() * per_stage < operation::MOST_INPUTS;
+    let (true, true, Some(kinds)) = (serves(&x), fits, kinds) else {
         return plain::chain(x, stages, skip, epsilon);
     };
     let operation = Chain {

@@ -109,7 +109,11 @@ impl Operation for Linear {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
         let (x, weight) = (&inputs[0], &inputs[1]);
         let [rows, depth] = x.matrix();
-        let [columns, _] = weight.matrix();
+        let [columns, inputs_of_weight] = weight.matrix();
+        assert_eq!(
+            inputs_of_weight, depth,
+            "the weight's inputs are x's last axis"
+        );
         let packed = packed_transposed(weight);
         let onto = onto(inputs.get(2));
         let mut y = unwritten(rows * columns);
@@ -222,6 +226,7 @@ impl Operation for Mlp {
         };
         let [rows, depth] = x.matrix();
         let [[inside, _], [columns, _]] = [w1.matrix(), w2.matrix()];
+        assert_eq!([w1.matrix()[1], w2.matrix()[1]], [depth, inside]);
         let (p1, p2) = (packed_transposed(w1), packed_transposed(w2));
         let mut y = unwritten(rows * columns);
         let chunk = parallel_chunk(rows);

@@ -29,33 +29,40 @@ impl Moments {
     pub fn of(values: &[f32], columns: usize) -> Self {
         let rows = values.len() / columns;
         let tile = tile(columns);
+        // Distances from the first row: small beside the values where these are far from 0.
+        let origin = &values[..columns];
+        let from = tiled(origin, tile);
         let (mut sums, mut squares) = (vec![0.0; tile], vec![0.0; tile]);
         vectorised(
             #[inline(always)]
             || {
                 for values in values.chunks(tile) {
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum += value;
+                    let length = values.len();
+                    let (from, sums) = (&from[..length], &mut sums[..length]);
+                    let squares = &mut squares[..length];
+                    for i in 0..length {
+                        let distance = values[i] - from[i];
+                        sums[i] += distance;
+                        squares[i] += distance * distance;
                     }
-                }
-                let mut mean = fold(sums, columns);
-                for sum in &mut mean {
-                    *sum /= rows as f32;
-                }
-                let tiled = tiled(&mean, tile);
-                for values in values.chunks(tile) {
-                    for ((square, value), mean) in squares.iter_mut().zip(values).zip(&tiled) {
-                        let distance = value - mean;
-                        *square += distance * distance;
-                    }
-                }
-                Self {
-                    rows,
-                    mean,
-                    squares: fold(squares, columns),
                 }
             },
-        )
+        );
+        let (sums, mut squares) = (fold(sums, columns), fold(squares, columns));
+        let mut mean = origin.to_vec();
+        for ((mean, square), sum) in mean.iter_mut().zip(&mut squares).zip(sums) {
+            let off = sum / rows as f32;
+            *mean += off;
+            *square -= sum * off;
+            if *square < 0.0 {
+                *square = 0.0;
+            }
+        }
+        Self {
+            rows,
+            mean,
+            squares,
+        }
     }
 }
 

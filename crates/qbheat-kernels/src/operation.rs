@@ -41,7 +41,7 @@ pub trait Operation: Debug + Send + Sync {
 }
 
 /// Inputs an operation may have.
-const MOST_INPUTS: usize = 19;
+pub const MOST_INPUTS: usize = 19;
 
 /// So many inputs, of which the first few count: Burn's dispatch knows fields, but no lists.
 #[derive(ExtensionType)]
@@ -71,6 +71,7 @@ impl<B: Backend> Inputs<B> {
     /// The last one stands in for those that do not count.
     fn new(mut inputs: Vec<FloatTensor<B>>) -> Self {
         let last = inputs.last().expect("there is always an input").clone();
+        assert!(inputs.len() <= MOST_INPUTS);
         inputs.resize(MOST_INPUTS, last);
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("as many as there are fields");

@@ -94,7 +94,8 @@ impl Operation for WeightedSquaredError {
         let [predicted, target, weights] = inputs else {
             unreachable!("an error has three inputs")
         };
-        let [_, width] = predicted.matrix();
+        let [rows, width] = predicted.matrix();
+        assert_eq!([target.len(), weights.len()], [rows * width, rows]);
         let parts: Vec<f64> = predicted
             .par_chunks(ROWS * width)
             .zip(target.par_chunks(ROWS * width))

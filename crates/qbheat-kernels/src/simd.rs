@@ -50,6 +50,13 @@ pub fn unwritten(length: usize) -> Vec<f32> {
     values
 }
 
+/// The value brought within bounds; a NaN stays one.
+#[inline(always)]
+pub fn within<S: Simd>(simd: S, value: S::f32s, [low, high]: [S::f32s; 2]) -> S::f32s {
+    let value = simd.select_f32s(simd.less_than_f32s(value, low), low, value);
+    simd.select_f32s(simd.less_than_f32s(high, value), high, value)
+}
+
 /// `values[i] += others[i]`, as far as both go.
 pub fn add(values: &mut [f32], others: &[f32]) {
     vectorised(
@@ -156,7 +163,8 @@ fn erf(x: f32) -> f32 {
                     + s * (-2.101_024e-6 + s * (2.770_681_4e-8 + s * -2.726_142_3e-10)))));
     let q = -1.426_473_9e-2
         + s * (-7.373_329e-3 + s * (-1.682_827e-3 + s * (-2.133_740_5e-4 + s * -1.456_607_2e-5)));
-    x * p / q
+    // At ±4 the quotient is one unit short of ±1, which a large x would make much of.
+    if x.abs() < 4.0 { x * p / q } else { x * 0.25 }
 }
 
 /// x·Φ(x) (Hendrycks and Gimpel, arXiv 1606.08415), with the error function, not its approximation by tanh.

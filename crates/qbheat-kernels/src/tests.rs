@@ -230,6 +230,22 @@ fn linear_steps() {
     }
 }
 
+/// What `cat` hands back are views of one gradient.
+#[test]
+fn linear_steps_side_by_side() {
+    check("steps", 1, |x, fused| {
+        let (a, b, w) = (x.take([2, 3, 6]), x.take([1, 3, 6]), x.take([6, 6]));
+        let parts = [(a, vec![1.0, -1.0]), (b, vec![0.5])].map(|(part, factors)| {
+            if fused {
+                crate::linear_step(part, w.clone(), factors)
+            } else {
+                plain::linear_step(part, w.clone(), factors)
+            }
+        });
+        Tensor::cat(parts.to_vec(), 0)
+    });
+}
+
 #[test]
 fn perceptrons() {
     for [rows, inputs, inside, outputs] in [[1, 3, 5, 2], [70, 16, 33, 16], [200, 20, 80, 20]] {
@@ -567,6 +583,35 @@ fn adamw_and_norms() {
             plain::squared_norm(gradient),
         );
         assert!((found - expected).abs() <= 1e-5 * expected);
+    }
+}
+
+/// In evaluation mode folded weights are kept, but not mistaken for those of another chain.
+#[test]
+fn the_same_weights_with_another_activation_or_skip_give_another_answer() {
+    let mut inputs = Inputs::new(0);
+    inputs.again(Device::flex());
+    let x = inputs.take([2, 3, 3, 5]) * 9.0;
+    let stage = Stage {
+        weight: inputs.take([5, 5, 1, 1]),
+        stride: 1,
+        groups: 1,
+        scale: inputs.take([5]),
+        shift: inputs.take([5]),
+        fixed: Some([inputs.take([5]), inputs.around(2.0, [5])]),
+        activation: Activation::Identity,
+        slopes: None,
+    };
+    for activation in [Activation::Identity, Activation::Relu, Activation::Relu6] {
+        for skip in [false, true, false] {
+            let stages = vec![Stage {
+                activation,
+                ..stage.clone()
+            }];
+            let found = values(crate::chain(x.clone(), stages.clone(), skip, 1e-5).0);
+            let expected = values(plain::chain(x.clone(), stages, skip, 1e-5).0);
+            assert_close("chain", &found, &expected, FORWARD, largest(&expected));
+        }
     }
 }
 

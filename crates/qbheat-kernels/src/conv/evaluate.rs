@@ -73,6 +73,7 @@ impl Folded {
 struct Plan {
     /// Held, so that no other array can come to stand where one of them stands.
     parameters: Vec<Array>,
+    forms: Vec<(Kind, Activation)>,
     epsilon: f32,
     stages: Vec<Folded>,
 }
@@ -84,20 +85,22 @@ static PLANS: Mutex<VecDeque<Arc<Plan>>> = Mutex::new(VecDeque::new());
 
 fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
     let parameters = &inputs[1..];
-    let is_same =
-        |plan: &Arc<Plan>| {
-            plan.epsilon == chain.epsilon
-                && plan.parameters.len() == parameters.len()
-                && plan.parameters.iter().zip(parameters).all(|(kept, given)| {
-                    kept.as_ptr() == given.as_ptr() && kept.len() == given.len()
-                })
+    let is_same = |plan: &Arc<Plan>| {
+        let alike = |(kept, given): (&Array, &Array)| {
+            kept.as_ptr() == given.as_ptr() && kept.shape() == given.shape()
         };
+        plan.epsilon == chain.epsilon
+            && plan.forms == chain.stages
+            && plan.parameters.len() == parameters.len()
+            && plan.parameters.iter().zip(parameters).all(alike)
+    };
     let plans = || PLANS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = plans().iter().find(|plan| is_same(plan)) {
         return found.clone();
     }
     let made = Arc::new(Plan {
         parameters: parameters.to_vec(),
+        forms: chain.stages.clone(),
         epsilon: chain.epsilon,
         stages: stages
             .iter()
