@@ -734,7 +734,7 @@ fn another_back_end_gives_the_same() {
         let map = crate::chain(image, stages, false, 1e-5)
             .0
             .reshape([3, 9, 16]);
-        let qkv = crate::linear(map, inputs.take([48, 16]), Some(inputs.take([48])));
+        let qkv = crate::linear(map, inputs.take([48, 16]) * 0.02, Some(inputs.take([48])));
         let gradients = loss(crate::self_attention(qkv.clone(), 2)).backward();
         let found: Vec<Option<Vec<f32>>> =
             inputs.gradients.iter().map(|ask| ask(&gradients)).collect();
