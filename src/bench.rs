@@ -77,7 +77,7 @@ pub struct BenchResult {
 /// Times `bench.work` on the images of `config.data`.
 pub fn bench(config: &Config, bench: &BenchConfig, observer: &dyn Observer) -> Result<BenchResult> {
     let dataset = Dataset::open(&config.data, config.seed, observer)?;
-    if bench.work == Work::Pretrain {
+    if bench.work != Work::Block {
         check_size(config, &dataset)?;
     }
     let timing = Timing {
@@ -147,7 +147,7 @@ impl WithModel for Timing<'_> {
     fn with<M: PretrainModel>(self, model: M) -> Result<Measured> {
         let (config, seed) = (self.config, self.config.seed);
         if let Some(path) = self.bench.keep_step {
-            let batch = self.images(self.loader().next_batch()?);
+            let batch = self.first_images()?;
             let network = qb_heat(config, &crate::device())?;
             let visible = batch.visible(network.place(), network.patch(), seed);
             keep(
@@ -158,13 +158,7 @@ impl WithModel for Timing<'_> {
         }
         let device = crate::device().autodiff();
         self.train(model, |model, batch| {
-            let pixels = Tensor::from_data(TensorData::new(batch.pixels, batch.shape), &device);
-            let images = Images {
-                pixels,
-                indices: batch.indices,
-                epoch: batch.epoch,
-            };
-            model.loss(&images, seed)
+            model.loss(&Images::new(batch, &device), seed)
         })
     }
 }
@@ -175,8 +169,8 @@ impl Timing<'_> {
         Loader::new(images, train, &self.config.loading(), 0)
     }
 
-    fn images(&self, batch: Batch) -> Images {
-        Images::new(batch, &crate::device())
+    fn first_images(&self) -> Result<Images> {
+        Ok(Images::new(self.loader().next_batch()?, &crate::device()))
     }
 
     fn build(&self) -> Build {
@@ -194,13 +188,12 @@ impl Timing<'_> {
         let classifier = init.linear(encoder.channels(), CLASSES);
         let model = Classifier::new(encoder, classifier);
         if let Some(path) = self.bench.keep_step {
-            let batch = self.images(self.loader().next_batch()?);
+            let batch = self.first_images()?;
             keep(path, &model, [("pixels", batch.pixels)])?;
         }
         self.train(model, |model, batch| {
             let labels: Vec<u32> = (0..batch.shape[0]).map(|i| (i % CLASSES) as u32).collect();
-            let pixels = Tensor::from_data(TensorData::new(batch.pixels, batch.shape), &device);
-            model.loss(pixels, &labels)
+            model.loss(Images::new(batch, &device).pixels, &labels)
         })
     }
 
@@ -208,12 +201,7 @@ impl Timing<'_> {
         let mut init = Init::new(self.config.seed, &crate::device());
         let spec = encoder::find(&self.config.encoder.name)?;
         let encoder = spec.build(self.build(), &mut init)?.valid();
-        let mut loader = self.loader();
-        let batch = loader.next_batch()?;
-        let images = self.images(Batch {
-            pixels: batch.pixels.clone(),
-            ..batch
-        });
+        let images = self.first_images()?;
         if let Some(path) = self.bench.keep_step {
             keep(path, &encoder, [("pixels", images.pixels.clone())])?;
         }
@@ -275,7 +263,7 @@ impl Timing<'_> {
         times.drain(..WARM_UP);
         Ok(Measured {
             times,
-            parameters: parameters(module),
+            parameters: StateDict::of(module).parameters(),
             first_loss,
             products,
         })
@@ -300,7 +288,7 @@ impl Timing<'_> {
         };
         let mut loader = self.loader();
         let first = loader.next_batch()?;
-        let parameters = parameters(&model);
+        let parameters = StateDict::of(&model).parameters();
         let mut counted = None;
         let state = TrainState {
             model,
@@ -345,15 +333,6 @@ impl Timing<'_> {
             products: counted.unwrap_or_default(),
         })
     }
-}
-
-fn parameters(module: &impl Module) -> usize {
-    StateDict::of(module)
-        .0
-        .iter()
-        .filter(|(name, _)| !name.contains("running_"))
-        .map(|(_, tensor)| tensor.values.len())
-        .sum()
 }
 
 /// Images with the same visible quadrant together, and how many show each.

@@ -155,7 +155,7 @@ impl MobileNet {
 
     /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
     pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        let stem = layer(&self.stem, &self.stem_norm, self.activation);
+        let stem = Layer::new(&self.stem, &self.stem_norm, self.activation);
         let features = self
             .blocks
             .iter()
@@ -163,24 +163,17 @@ impl MobileNet {
                 block.forward(features)
             });
         match (&self.head, &self.head_norm) {
-            (Some(head), Some(norm)) => {
-                chain(features, [layer(head, norm, Activation::Identity)], false)
-            }
+            (Some(head), Some(norm)) => chain(
+                features,
+                [Layer::new(head, norm, Activation::Identity)],
+                false,
+            ),
             _ => features,
         }
     }
 
     pub(super) fn channels(&self) -> usize {
         self.channels
-    }
-}
-
-fn layer<'a>(conv: &'a Convolution, norm: &'a BatchNorm, activation: Activation) -> Layer<'a> {
-    Layer {
-        conv,
-        norm,
-        activation,
-        slopes: None,
     }
 }
 
@@ -237,11 +230,11 @@ impl InvertedResidual {
 
     /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, outputs]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let depthwise = layer(&self.depthwise, &self.depthwise_norm, self.activation);
-        let project = layer(&self.project, &self.project_norm, Activation::Identity);
+        let depthwise = Layer::new(&self.depthwise, &self.depthwise_norm, self.activation);
+        let project = Layer::new(&self.project, &self.project_norm, Activation::Identity);
         match (&self.expand, &self.expand_norm) {
             (Some(expand), Some(norm)) => {
-                let expand = layer(expand, norm, self.activation);
+                let expand = Layer::new(expand, norm, self.activation);
                 chain(x, [expand, depthwise, project], self.skip)
             }
             _ => chain(x, [depthwise, project], self.skip),

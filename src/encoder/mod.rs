@@ -146,12 +146,7 @@ impl EncoderSpec {
         let encoder = self.build(build, &mut Init::new(0, &device))?.valid();
         let image = Tensor::zeros([1, 3, image_size.height, image_size.width], &device);
         Ok(Counts {
-            parameters: StateDict::of(&encoder)
-                .0
-                .iter()
-                .filter(|(name, _)| !name.contains("running_"))
-                .map(|(_, tensor)| tensor.values.len())
-                .sum(),
+            parameters: StateDict::of(&encoder).parameters(),
             multiply_adds: multiply_adds(|| {
                 encoder.forward(image);
             }),

@@ -3,6 +3,7 @@
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, RunningState};
 use burn::tensor::Tensor;
 
+use super::state::is_statistic;
 use super::{Init, Path};
 
 pub(super) const EPSILON: f32 = 1e-5;
@@ -93,10 +94,6 @@ impl RunningStatistics {
     }
 }
 
-fn is_statistic(path: &Path) -> bool {
-    path.last().is_some_and(|name| name.starts_with("running_"))
-}
-
 struct StatisticsReader {
     path: Path,
     found: Vec<Tensor<1>>,
@@ -112,7 +109,7 @@ impl ModuleVisitor for StatisticsReader {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if is_statistic(&self.path) {
+        if self.path.last().is_some_and(is_statistic) {
             self.found.push(param.val().reshape([-1]));
         }
     }
@@ -133,7 +130,7 @@ impl ModuleMapper for StatisticsWriter {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if !is_statistic(&self.path) {
+        if !self.path.last().is_some_and(is_statistic) {
             return param;
         }
         let kept = self.kept.next().expect("the module has as many as it had");

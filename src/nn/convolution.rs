@@ -49,6 +49,18 @@ pub struct Layer<'a> {
     pub slopes: Option<Tensor<2>>,
 }
 
+impl<'a> Layer<'a> {
+    /// With an activation that needs no slopes.
+    pub fn new(conv: &'a Convolution, norm: &'a BatchNorm, activation: Activation) -> Self {
+        Self {
+            conv,
+            norm,
+            activation,
+            slopes: None,
+        }
+    }
+}
+
 /// Layers one after another, and the input added to the output where `skip`: `[N, H, W, C]` to `[N, ⌈H/s⌉, ⌈W/s⌉, outputs]`
 /// with s the product of the strides.
 pub fn chain<const N: usize>(x: Tensor<4>, layers: [Layer; N], skip: bool) -> Tensor<4> {
@@ -104,12 +116,7 @@ impl ConvNorm {
 
     /// Both with what follows them.
     pub fn layer(&self, activation: Activation) -> Layer<'_> {
-        Layer {
-            conv: &self.conv,
-            norm: &self.bn,
-            activation,
-            slopes: None,
-        }
+        Layer::new(&self.conv, &self.bn, activation)
     }
 
     /// Both with a dynamic activation behind them, of slopes `[N, 2·outputs]`.

@@ -67,6 +67,15 @@ impl StateDict {
         Self(reader.tensors)
     }
 
+    /// How many numbers are learned: all but running statistics.
+    pub fn parameters(&self) -> usize {
+        self.0
+            .iter()
+            .filter(|(name, _)| !is_statistic(name.rsplit('.').next().unwrap_or(name)))
+            .map(|(_, tensor)| tensor.values.len())
+            .sum()
+    }
+
     /// The tensors whose name starts with `prefix`, under the rest of their name.
     pub fn under(&self, prefix: &str) -> Self {
         Self(
@@ -149,6 +158,11 @@ impl StateDict {
         }
         Ok((Self(tensors), metadata))
     }
+}
+
+/// Whether a tensor of this name, without its path, is a running statistic.
+pub(crate) fn is_statistic(name: &str) -> bool {
+    name.starts_with("running_")
 }
 
 /// The path of the tensor that a traversal is at.

@@ -155,6 +155,12 @@ fn settings_that_are_wrong() {
         &["--batch-size", "6000"],
         &["optim.batch_size = 6000", "5000 images"],
     );
+    for work in ["pretrain", "supervised", "features"] {
+        let output = qbheat(&["bench", "--work", work, "--batch-size", "6000"]);
+        assert_eq!(output.status.code(), Some(2), "{work}");
+        let text = stderr(&output);
+        assert!(text.contains("5000 images"), "{work}: {text}");
+    }
     check(
         &["--init", "/nowhere"],
         &["/nowhere", "no such file", "--init"],

@@ -36,11 +36,7 @@ impl Operation for Arrange {
                     y.copy_from_slice(&parts[part][from..][..width]);
                 }
             });
-        Forward {
-            output: Array::new(y, &[samples, rows, width]),
-            extras: Vec::new(),
-            saved: Vec::new(),
-        }
+        Forward::from(Array::new(y, &[samples, rows, width]))
     }
 
     fn backward(

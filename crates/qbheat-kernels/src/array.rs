@@ -1,9 +1,8 @@
 //! Dense single-precision arrays: Flex tensors without strides.
 
-use burn::backend::DType;
-use burn::backend::TensorMetadata;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::Bytes;
+use burn::backend::{DType, Flex, TensorMetadata};
+use burn::tensor::{Bytes, Tensor};
 
 /// Entries row by row; a clone shares them.
 #[derive(Clone, Debug)]
@@ -28,6 +27,17 @@ impl Array {
         } else {
             Self(tensor.to_contiguous())
         }
+    }
+
+    /// Of a tensor on the CPU without a gradient of its own.
+    pub fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        let tensor = tensor.try_into_primitive::<Flex>();
+        Self::dense(tensor.expect("a tensor without gradients on the CPU"))
+    }
+
+    /// The inverse of [`Self::of`].
+    pub fn into_plain<const D: usize>(self) -> Tensor<D> {
+        Tensor::from_primitive::<Flex>(self.0)
     }
 
     /// Extents.

@@ -159,11 +159,7 @@ impl Operation for Attention {
                 }
             },
         );
-        Forward {
-            output: Array::new(y, &[layout.samples, l, channels]),
-            extras: Vec::new(),
-            saved: Vec::new(),
-        }
+        Forward::from(Array::new(y, &[layout.samples, l, channels]))
     }
 
     fn backward(

@@ -155,25 +155,37 @@ impl<S: Simd, const PART: bool> Block<S, PART> {
     }
 }
 
-/// Runs the same loop over all channels, a vector at a time.
-macro_rules! over_channels {
-    ($simd:ident, $channels:expr, $kernel:ident => $body:expr) => {{
-        let lanes = S::F32_LANES;
-        let channels = $channels;
-        let mut first = 0;
-        while first < channels {
-            let rest = $simd.mask_between_m32s(0, (channels - first).min(lanes) as u32);
-            let simd = $simd;
-            if channels - first >= lanes {
-                let $kernel = Block::<S, false> { simd, first, rest };
-                $body
-            } else {
-                let $kernel = Block::<S, true> { simd, first, rest };
-                $body
+/// A loop over a band that does the same for every vector's channels.
+trait Loop {
+    fn channels(&self) -> usize;
+
+    /// # Safety
+    /// The extents must have been checked against what is read and written.
+    unsafe fn run<S: Simd, const PART: bool>(&self, block: Block<S, PART>);
+}
+
+/// Runs a loop over all channels, a vector at a time.
+struct OverChannels<L>(L);
+
+impl<L: Loop> WithSimd for OverChannels<L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let channels = self.0.channels();
+        for first in (0..channels).step_by(S::F32_LANES) {
+            let filled = (channels - first).min(S::F32_LANES);
+            let rest = simd.mask_between_m32s(0, filled as u32);
+            // SAFETY: whoever made the loop has checked its extents.
+            unsafe {
+                if filled == S::F32_LANES {
+                    self.0.run(Block::<S, false> { simd, first, rest });
+                } else {
+                    self.0.run(Block::<S, true> { simd, first, rest });
+                }
             }
-            first += lanes;
         }
-    }};
+    }
 }
 
 /// `out[y, x] = Σ taps[ky, kx]·image[y·stride + ky, x·stride + kx]` for `rows`×`columns` positions.
@@ -210,7 +222,7 @@ fn run(
         rows == 0
             || image.end((rows - 1) * stride + 2, (columns - 1) * stride + 2) <= image.values.len()
     );
-    arch().dispatch(Convolve {
+    arch().dispatch(OverChannels(Convolve {
         image,
         taps,
         stride,
@@ -219,7 +231,7 @@ fn run(
         bias,
         bounds,
         out: out.as_mut_ptr(),
-    });
+    }));
 }
 
 struct Convolve<'a> {
@@ -233,20 +245,13 @@ struct Convolve<'a> {
     out: *mut f32,
 }
 
-impl WithSimd for Convolve<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        over_channels!(simd, self.image.channels, block => unsafe { self.block(block) });
+impl Loop for Convolve<'_> {
+    fn channels(&self) -> usize {
+        self.image.channels
     }
-}
 
-impl Convolve<'_> {
-    /// # Safety
-    /// The lengths were checked in [`run`].
     #[inline(always)]
-    unsafe fn block<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
+    unsafe fn run<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
         let channels = self.image.channels;
         let pitch = self.image.pitch();
         let simd = block.simd;
@@ -291,14 +296,14 @@ pub fn correlate(
     assert!(dtaps.len() == TAPS * channels && dz.channels == channels && columns > 0 && rows > 0);
     assert!(image.end((rows - 1) * stride + 2, (columns - 1) * stride + 2) <= image.values.len());
     assert!(dz.end(rows, columns) <= dz.values.len());
-    arch().dispatch(Correlate {
+    arch().dispatch(OverChannels(Correlate {
         image,
         dz,
         stride,
         rows,
         columns,
         dtaps: dtaps.as_mut_ptr(),
-    });
+    }));
 }
 
 struct Correlate<'a> {
@@ -310,20 +315,13 @@ struct Correlate<'a> {
     dtaps: *mut f32,
 }
 
-impl WithSimd for Correlate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        over_channels!(simd, self.image.channels, block => unsafe { self.block(block) });
+impl Loop for Correlate<'_> {
+    fn channels(&self) -> usize {
+        self.image.channels
     }
-}
 
-impl Correlate<'_> {
-    /// # Safety
-    /// The lengths were checked in [`correlate`].
     #[inline(always)]
-    unsafe fn block<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
+    unsafe fn run<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
         let channels = self.image.channels;
         let pitch = self.image.pitch();
         let simd = block.simd;
@@ -360,13 +358,13 @@ pub fn spread(dz: &Padded, taps: &[f32], [rows, columns]: [usize; 2], dx: &mut [
     let channels = dz.channels;
     assert!(dx.len() >= rows * columns * channels && taps.len() == TAPS * channels);
     assert!(rows == 0 || dz.end(rows / 2 + 1, columns / 2 + 1) <= dz.values.len());
-    arch().dispatch(Spread {
+    arch().dispatch(OverChannels(Spread {
         dz,
         taps,
         rows,
         columns,
         dx: dx.as_mut_ptr(),
-    });
+    }));
 }
 
 struct Spread<'a> {
@@ -377,23 +375,16 @@ struct Spread<'a> {
     dx: *mut f32,
 }
 
-impl WithSimd for Spread<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        over_channels!(simd, self.dz.channels, block => unsafe { self.block(block) });
-    }
-}
-
 /// Along one axis: which tap saw a position of this parity, and how many places further its result stands.
 const SEEN_BY: [&[(usize, usize)]; 2] = [&[(1, 0)], &[(0, 1), (2, 0)]];
 
-impl Spread<'_> {
-    /// # Safety
-    /// The lengths were checked in [`spread`].
+impl Loop for Spread<'_> {
+    fn channels(&self) -> usize {
+        self.dz.channels
+    }
+
     #[inline(always)]
-    unsafe fn block<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
+    unsafe fn run<S: Simd, const PART: bool>(&self, block: Block<S, PART>) {
         let channels = self.dz.channels;
         let pitch = self.dz.pitch();
         let simd = block.simd;

@@ -34,7 +34,6 @@ mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor};
 
 use array::Array;
@@ -256,29 +255,21 @@ pub fn adamw(
     if !serves(&weights) {
         return plain::adamw(step, weights, gradient, moments);
     }
-    let array = |tensor: Tensor<1>| {
-        let tensor = tensor.try_into_primitive::<Flex>();
-        Array::dense(tensor.expect("a tensor without gradients on the CPU"))
-    };
-    let [mut first, mut second] = moments.map(array);
-    let (mut weights, gradient) = (array(weights), array(gradient));
+    let [mut first, mut second] = moments.map(Array::of);
+    let (mut weights, gradient) = (Array::of(weights), Array::of(gradient));
     step.apply(
         weights.values_mut(),
         &gradient,
         first.values_mut(),
         second.values_mut(),
     );
-    let tensor = |array: Array| Tensor::from_primitive::<Flex>(array.into_tensor());
-    (tensor(weights), [first, second].map(tensor))
+    (weights.into_plain(), [first, second].map(Array::into_plain))
 }
 
 /// Σ xᵢ² of a tensor without a gradient of its own.
 pub fn squared_norm<const D: usize>(x: Tensor<D>) -> f64 {
     if serves(&x) {
-        let tensor = x.try_into_primitive::<Flex>();
-        return optimizer::squares(&Array::dense(
-            tensor.expect("a tensor without gradients on the CPU"),
-        ));
+        return optimizer::squares(&Array::of(x));
     }
     plain::squared_norm(x)
 }

@@ -11,13 +11,13 @@ use crate::rows::{self, CHUNK, chunks, parallel_chunk};
 use crate::simd::{add, gelu, gelu_with_derivative, unwritten, vectorised};
 
 /// A weight `[outputs, inputs]` as what `x Wᵀ` multiplies x with.
-pub fn packed_transposed(weight: &Array) -> Packed {
+fn packed_transposed(weight: &Array) -> Packed {
     let [outputs, inputs] = weight.matrix();
     Packed::new([inputs, outputs], weight, [1, inputs])
 }
 
 /// A weight `[outputs, inputs]` as what its gradient `dy W` multiplies dy with.
-pub fn packed(weight: &Array) -> Packed {
+fn packed(weight: &Array) -> Packed {
     let [outputs, inputs] = weight.matrix();
     Packed::new([outputs, inputs], weight, [inputs, 1])
 }
@@ -27,7 +27,7 @@ fn onto(bias: Option<&Array>) -> Onto<'_> {
 }
 
 /// `sums[j] += Σ_i rows[i, j]`
-pub fn add_rows(rows: &[f32], sums: &mut [f32]) {
+fn add_rows(rows: &[f32], sums: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
@@ -128,11 +128,7 @@ impl Operation for Linear {
                     add(y, x);
                 }
             });
-        Forward {
-            output: Array::new(y, &with_columns(&x.shape(), columns)),
-            extras: Vec::new(),
-            saved: Vec::new(),
-        }
+        Forward::from(Array::new(y, &with_columns(&x.shape(), columns)))
     }
 
     fn backward(
@@ -154,9 +150,8 @@ impl Operation for Linear {
         };
         let packed = packed(weight);
         let mut dx = unwritten(if wanted[0] { rows * depth } else { 0 });
-        let mut dx_pieces: Vec<&mut [f32]> = dx.chunks_mut((piece * depth).max(1)).collect();
-        dx_pieces.resize_with(rows.div_ceil(piece), Default::default);
-        let parts: Vec<(Vec<f32>, Vec<f32>)> = dx_pieces
+        let pieces = rows.div_ceil(piece);
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = rows::split(&mut dx, piece * depth, pieces)
             .into_par_iter()
             .enumerate()
             .map(|(i, dx)| {
@@ -231,8 +226,7 @@ impl Operation for Mlp {
         let mut y = unwritten(rows * columns);
         let chunk = parallel_chunk(rows);
         let mut hidden = unwritten(if saves { rows * inside } else { 0 });
-        let mut kept: Vec<&mut [f32]> = hidden.chunks_mut(chunk * inside).collect();
-        kept.resize_with(rows.div_ceil(chunk), Default::default);
+        let kept = rows::split(&mut hidden, chunk * inside, rows.div_ceil(chunk));
         y.par_chunks_mut(chunk * columns)
             .zip(x.par_chunks(chunk * depth))
             .zip(kept)

@@ -25,6 +25,17 @@ pub struct Forward {
     pub saved: Vec<Array>,
 }
 
+impl From<Array> for Forward {
+    /// A result alone: the gradient needs the inputs only.
+    fn from(output: Array) -> Self {
+        Self {
+            output,
+            extras: Vec::new(),
+            saved: Vec::new(),
+        }
+    }
+}
+
 /// A fused operation.
 pub trait Operation: Debug + Send + Sync {
     /// `saves`: whether [`Self::backward`] will follow.

@@ -16,11 +16,7 @@ pub struct Patches {
 
 impl Operation for Patches {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
-        Forward {
-            output: patches(&inputs[0], self.side, self.epsilon),
-            extras: Vec::new(),
-            saved: Vec::new(),
-        }
+        Forward::from(patches(&inputs[0], self.side, self.epsilon))
     }
 
     fn backward(
@@ -124,11 +120,7 @@ impl Operation for WeightedSquaredError {
             })
             .collect();
         let error = parts.into_iter().sum::<f64>() / width as f64 / total(weights);
-        Forward {
-            output: Array::new(vec![error as f32], &[1]),
-            extras: Vec::new(),
-            saved: Vec::new(),
-        }
+        Forward::from(Array::new(vec![error as f32], &[1]))
     }
 
     fn backward(

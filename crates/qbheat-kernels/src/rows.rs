@@ -32,6 +32,13 @@ pub fn parallel_chunk(rows: usize) -> usize {
     (rows / MOST_PIECES).clamp(8, CHUNK).next_multiple_of(8)
 }
 
+/// `values` in pieces of a length; `pieces` empty ones where there are no values.
+pub fn split(values: &mut [f32], length: usize, pieces: usize) -> Vec<&mut [f32]> {
+    let mut split: Vec<&mut [f32]> = values.chunks_mut(length.max(1)).collect();
+    split.resize_with(pieces, Default::default);
+    split
+}
+
 /// The sum of vectors of the same length, first to last.
 pub fn add_up(parts: Vec<Vec<f32>>) -> Vec<f32> {
     let mut parts = parts.into_iter();

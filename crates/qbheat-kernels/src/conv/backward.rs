@@ -28,13 +28,6 @@ fn dtheta_length(source: &Source, samples: usize) -> usize {
     }
 }
 
-/// Pieces of `values`, of which each sample has `per_sample`; empty ones where there are no values.
-fn split(values: &mut [f32], per_piece: usize, pieces: usize) -> Vec<&mut [f32]> {
-    let mut split: Vec<&mut [f32]> = values.chunks_mut(per_piece.max(1)).collect();
-    split.resize_with(pieces, Default::default);
-    split
-}
-
 /// What the last activation leaves for the normalisation in front of it.
 pub(super) fn last_sums(stage: &Stage, behind: &Behind, gradient: &[f32]) -> (Sums, Vec<f32>) {
     let source = Source::Behind(behind);
@@ -42,7 +35,7 @@ pub(super) fn last_sums(stage: &Stage, behind: &Behind, gradient: &[f32]) -> (Su
     let samples = samples_per_piece(stage);
     let (rows, columns) = (stage.rows_to(), stage.to[2]);
     let pieces = stage.samples.div_ceil(samples);
-    let parts: Vec<Sums> = split(&mut dtheta, samples * 2 * columns, pieces)
+    let parts: Vec<Sums> = rows::split(&mut dtheta, samples * 2 * columns, pieces)
         .into_par_iter()
         .zip(gradient.par_chunks(samples * rows * columns))
         .enumerate()
@@ -107,9 +100,9 @@ impl Back<'_> {
             Kind::Dense { .. } => source.whole(stage.samples * rows),
             _ => Cow::Borrowed(&[][..]),
         };
-        let parts: Vec<(Vec<f32>, Sums)> = split(&mut dx, samples * rows * columns, pieces)
+        let parts: Vec<(Vec<f32>, Sums)> = rows::split(&mut dx, samples * rows * columns, pieces)
             .into_par_iter()
-            .zip(split(&mut dtheta, samples * 2 * columns, pieces))
+            .zip(rows::split(&mut dtheta, samples * 2 * columns, pieces))
             .enumerate()
             .map(|(i, (dx, dtheta))| {
                 let first = i * samples;

@@ -177,11 +177,7 @@ impl Operation for Chain {
         let x = &inputs[0];
         let evaluated = (self.fixed && !saves).then(|| evaluate::evaluate(self, &stages, inputs));
         if let Some(output) = evaluated.flatten() {
-            return Forward {
-                output,
-                extras: Vec::new(),
-                saved: Vec::new(),
-            };
+            return Forward::from(output);
         }
         let (mut extras, mut saved) = (Vec::new(), Vec::new());
         let mut previous: Option<Behind> = None;
