@@ -8,14 +8,14 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Method, require};
 use crate::data::{Batch, Dataset, Loader};
 use crate::encoder::{self, Build};
 use crate::error::{Error, Result};
 use crate::heat::{Place, Visible};
 use crate::nn::{Init, Named, StateDict, TransformerBlock, multiply_adds, values};
 use crate::observe::Observer;
-use crate::pretrain::{Images, PretrainModel, WithModel, check_size, qb_heat, with_model};
+use crate::pretrain::{Images, PretrainModel, WithModel, qb_heat, suited, with_model};
 use crate::probe::Classifier;
 use crate::train::{
     AdamW, AdamWConfig, StepTimes, Stop, TrainState, give_up, train, write_durably,
@@ -74,12 +74,17 @@ pub struct BenchResult {
     pub peak_gflops: f64,
 }
 
-/// Times `bench.work` on the images of `config.data`.
-pub fn bench(config: &Config, bench: &BenchConfig, observer: &dyn Observer) -> Result<BenchResult> {
-    let dataset = Dataset::open(&config.data, config.seed, observer)?;
-    if bench.work != Work::Block {
-        check_size(config, &dataset)?;
-    }
+/// Times `bench.work` on the images of `dataset`.
+pub fn bench(
+    config: &Config,
+    dataset: &Dataset,
+    bench: &BenchConfig,
+    observer: &dyn Observer,
+) -> Result<BenchResult> {
+    let config = &match bench.work {
+        Work::Block => config.clone(),
+        _ => suited(config, dataset)?,
+    };
     let timing = Timing {
         config,
         dataset,
@@ -128,7 +133,7 @@ pub fn bench(config: &Config, bench: &BenchConfig, observer: &dyn Observer) -> R
 
 struct Timing<'a> {
     config: &'a Config,
-    dataset: Dataset,
+    dataset: &'a Dataset,
     bench: &'a BenchConfig<'a>,
     observer: &'a dyn Observer,
 }
@@ -147,6 +152,12 @@ impl WithModel for Timing<'_> {
     fn with<M: PretrainModel>(self, model: M) -> Result<Measured> {
         let (config, seed) = (self.config, self.config.seed);
         if let Some(path) = self.bench.keep_step {
+            require(
+                config.method_name() == Method::QbHeat.name(),
+                "method",
+                config.method_name(),
+                "qb-heat, where the step is kept",
+            )?;
             let batch = self.first_images()?;
             let network = qb_heat(config, &crate::device())?;
             let visible = batch.visible(network.place(), network.patch(), seed);
@@ -165,7 +176,7 @@ impl WithModel for Timing<'_> {
 
 impl Timing<'_> {
     fn loader(&self) -> Loader {
-        let Dataset { images, train, .. } = &self.dataset;
+        let Dataset { images, train, .. } = self.dataset;
         Loader::new(images, train, &self.config.loading(), 0)
     }
 

@@ -1,15 +1,19 @@
-//! A run's configuration: defaults, overridden by a TOML file, overridden by `key=value` settings; checked here once.
+//! A run's configuration: defaults, overridden by the method's preset, a TOML file and `key=value` settings in that
+//! order; checked here once.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::data::{DataConfig, ImageSize, LoaderConfig};
+use crate::baseline::{MoCoConfig, SupervisedConfig};
+use crate::data::{DataConfig, ImageSize, LoaderConfig, SplitChoice};
 use crate::device::Compute;
 use crate::encoder;
 use crate::error::{Error, Result, nearest};
 use crate::heat::{Parametrisation, Place, QbHeatConfig};
+use crate::latent::{ObjectiveConfig, Target};
+use crate::pretrain::traits;
 use crate::train::{OptimConfig, RunConfig, Schedule};
 use crate::weights::ImageForm;
 
@@ -33,8 +37,14 @@ pub struct Config {
     pub data: DataConfig,
     /// The network to pre-train.
     pub encoder: EncoderConfig,
-    /// The method's own choices.
+    /// QB-Heat's own choices.
     pub qb_heat: QbHeatConfig,
+    /// What QB-Heat predicts.
+    pub objective: ObjectiveConfig,
+    /// MoCo-v2's own choices.
+    pub moco: MoCoConfig,
+    /// Those of supervised pre-training.
+    pub supervised: SupervisedConfig,
     /// How weights are updated.
     pub optim: OptimConfig,
     /// What is kept and watched along the way.
@@ -47,16 +57,28 @@ pub struct Config {
 pub enum Method {
     /// arXiv 2211.13228.
     QbHeat,
+    /// arXiv 2003.04297.
+    MocoV2,
+    /// Cross-entropy with labels.
+    Supervised,
 }
 
 impl Method {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::QbHeat, Self::MocoV2, Self::Supervised];
+
     /// As typed and printed.
     pub fn name(self) -> &'static str {
         match self {
             Self::QbHeat => "qb-heat",
+            Self::MocoV2 => "moco-v2",
+            Self::Supervised => "supervised",
         }
     }
 }
+
+/// What tables call QB-Heat with [`Target::Latent`].
+pub const LATENT: &str = "qb-heat-latent";
 
 /// Which encoder, at which stride, from which weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +114,9 @@ impl Default for Config {
             data: DataConfig::default(),
             encoder: EncoderConfig::default(),
             qb_heat: QbHeatConfig::default(),
+            objective: ObjectiveConfig::default(),
+            moco: MoCoConfig::default(),
+            supervised: SupervisedConfig::default(),
             optim: OptimConfig::default(),
             run: RunConfig::default(),
         }
@@ -99,7 +124,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
+    /// Defaults, then the method's preset, then `file`, then `settings` (pairs of dotted key and value); resolved and
+    /// checked.
     pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
         let config = Self::load_for_any_size(file, settings)?;
         config.check_training()?;
@@ -108,26 +134,30 @@ impl Config {
 
     /// As [`Self::load`], for uses other than pre-training: images of any size, batches of one.
     pub fn load_for_any_size(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
-        let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
-        if let Some(path) = file {
-            let at = |message: String| Error::Config {
-                path: path.to_owned(),
-                message,
-            };
-            let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => Error::Missing {
+        let layer = file.map(read_layer).transpose()?;
+        let layered = |preset: &str| {
+            let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
+            let preset = preset.parse().expect("a preset is valid TOML");
+            merge(&mut table, preset, "").expect("a preset has keys of the configuration");
+            if let (Some(layer), Some(path)) = (&layer, file) {
+                merge(&mut table, layer.clone(), "").map_err(|error| Error::Config {
                     path: path.to_owned(),
-                    flag: "--config",
-                },
-                _ => at(error.to_string()),
-            })?;
-            let layer: Table = text.parse().map_err(|error| at(format!("{error}")))?;
-            merge(&mut table, layer, "").map_err(|error| at(error.to_string()))?;
-        }
-        for (key, value) in settings {
-            set(&mut table, key, value)?;
-        }
-        check_choices(&table)?;
+                    message: error.to_string(),
+                })?;
+            }
+            for (key, value) in settings {
+                set(&mut table, key, value)?;
+            }
+            check_choices(&table)?;
+            Ok::<_, Error>(table)
+        };
+        // Which preset there is follows from the other layers.
+        let table = layered("")?;
+        let checked = "the choices were checked";
+        let method = table["method"].clone().try_into().expect(checked);
+        let target = table["objective"]["target"].clone();
+        let target = target.try_into().expect(checked);
+        let table = layered(traits(method, target).preset)?;
         let mut config: Self = table.try_into().map_err(|error| Error::Value {
             key: "configuration".into(),
             value: "…".into(),
@@ -137,7 +167,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether a batch has statistics, and images can be cut into blocks of whole positions of the feature map.
+    /// Whether a batch has statistics, and images can be cut into what the method cuts them into.
     fn check_training(&self) -> Result<()> {
         require(
             self.optim.batch_size > 1,
@@ -145,6 +175,15 @@ impl Config {
             self.optim.batch_size,
             "at least 2, for batch normalisation",
         )?;
+        match self.method {
+            Method::QbHeat => self.check_quarters(),
+            Method::MocoV2 => self.moco.check(self.optim.batch_size),
+            Method::Supervised => Ok(()),
+        }
+    }
+
+    /// Whether images can be cut into blocks of whole positions of the feature map.
+    fn check_quarters(&self) -> Result<()> {
         let cell = 2 * self.encoder.stride;
         let ImageSize { height, width } = self.image_size;
         let fitting = |side: usize| (side.div_ceil(cell) * cell).max(cell);
@@ -178,7 +217,16 @@ impl Config {
             seed: self.seed,
             image_size: self.image_size,
             batch_size: self.optim.batch_size,
+            views: traits(self.method, self.objective.target).views,
             data: self.data.clone(),
+        }
+    }
+
+    /// What tables call the method.
+    pub fn method_name(&self) -> &'static str {
+        match (self.method, self.objective.target) {
+            (Method::QbHeat, Target::Latent) => LATENT,
+            (method, _) => method.name(),
         }
     }
 
@@ -222,6 +270,8 @@ impl Config {
             self.qb_heat.visible_weight,
             "a number from 0 up",
         )?;
+        self.objective.check()?;
+        self.supervised.check()?;
         self.data.check()?;
         self.optim.check()?;
         let longest_warmup = self.optim.epochs as f64 / 10.0;
@@ -263,6 +313,22 @@ pub fn parse_setting(text: &str) -> Result<(String, String)> {
     text.split_once('=')
         .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
         .ok_or_else(|| Error::Setting(text.to_owned()))
+}
+
+/// The keys and values of a file.
+fn read_layer(path: &Path) -> Result<Table> {
+    let at = |message: String| Error::Config {
+        path: path.to_owned(),
+        message,
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::Missing {
+            path: path.to_owned(),
+            flag: "--config",
+        },
+        _ => at(error.to_string()),
+    })?;
+    text.parse().map_err(|error| at(format!("{error}")))
 }
 
 fn merge(base: &mut Table, layer: Table, prefix: &str) -> Result<()> {
@@ -362,7 +428,9 @@ fn convert(key: &str, old: &Value, new: Value) -> Result<Value> {
 fn check_choices(table: &Table) -> Result<()> {
     use Parametrisation::*;
     let choices = [
-        ("method", names(&[Method::QbHeat])),
+        ("method", names(&Method::ALL)),
+        ("objective.target", names(&[Target::Pixels, Target::Latent])),
+        ("data.split", names(&[SplitChoice::Own, SplitChoice::Drawn])),
         ("qb_heat.visible", names(&[Place::Corner, Place::Anywhere])),
         (
             "qb_heat.propagator",

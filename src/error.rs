@@ -69,6 +69,8 @@ pub enum Error {
     Foreign { path: PathBuf, message: String },
     #[error("{0}")]
     Refused(String),
+    #[error("stopped")]
+    Stopped,
     #[error(
         "the loss or a gradient became infinite or NaN in step {step} (loss {loss}, gradient norm {gradient_norm}); \
          the weights were left as they were before it. Lower optim.learning_rate or optim.clip_norm"
@@ -78,6 +80,11 @@ pub enum Error {
         loss: f64,
         gradient_norm: f64,
     },
+    #[error(
+        "the features have collapsed: after epoch {epoch} their effective rank is {rank:.2}, below run.rank_floor = \
+         {floor}. For latent targets raise objective.decorrelation, else lower optim.learning_rate"
+    )]
+    Collapsed { epoch: u64, rank: f64, floor: f64 },
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,

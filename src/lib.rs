@@ -3,6 +3,7 @@
 //! [`heat`] is the paper; [`pretrain`] runs it on a folder of images; [`probe`] says what the features are worth.
 #![warn(missing_docs)]
 
+pub mod baseline;
 pub mod bench;
 pub mod config;
 pub mod data;
@@ -12,12 +13,15 @@ pub mod error;
 #[cfg(test)]
 mod fuzz;
 pub mod heat;
+pub mod invariance;
+pub mod latent;
 pub mod nn;
 pub mod observe;
 pub mod pretrain;
 pub mod probe;
 pub mod random;
 pub mod report;
+pub mod study;
 pub mod train;
 pub mod weights;
 

@@ -21,6 +21,8 @@ pub enum Purpose {
     Split = 5,
     /// Which images a report or a baseline looks at.
     Sample = 6,
+    /// The order in which MoCo's keys are cut into sub-batches.
+    Shuffle = 7,
 }
 
 /// The stream that belongs to these four numbers: the same on every platform.
@@ -37,8 +39,13 @@ pub fn stream(seed: u64, purpose: Purpose, epoch: u64, index: u64) -> ChaCha8Rng
 
 /// `0..count` in random order.
 pub fn permutation(seed: u64, purpose: Purpose, epoch: u64, count: usize) -> Vec<usize> {
+    shuffled(count, &mut stream(seed, purpose, epoch, 0))
+}
+
+/// `0..count` in random order.
+pub fn shuffled(count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
-    order.shuffle(&mut stream(seed, purpose, epoch, 0));
+    order.shuffle(random);
     order
 }
 

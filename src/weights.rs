@@ -196,7 +196,7 @@ pub fn save_encoder(encoder: &Encoder, config: &Config, path: &Path) -> Result<(
         image_size: config.image_size,
         mean,
         std,
-        method: config.method.name().into(),
+        method: config.method_name().into(),
         epochs: config.optim.epochs,
         seed: config.seed,
     };

@@ -19,6 +19,8 @@ from torch import nn
 
 import mobile_former
 import qb_heat
+import resnet
+import rivals
 from qb_heat import Block, InvertedResidual, MobileNet, Propagator, QbHeat, masked_loss, targets
 
 torch.set_default_dtype(torch.float64)
@@ -82,7 +84,7 @@ def layer_case(case: str, module: nn.Module, shape: list[int], *more: torch.Tens
     for name, buffer in module.named_buffers():
         if "running" in name:
             keep(f"{case}/state/{name}", buffer)
-    if isinstance(module, InvertedResidual):
+    if isinstance(module, (InvertedResidual, resnet.ResNet)):
         distance = qb_heat.nearest_kink(module)
         print(case, "distance from ReLU's kinks", distance)
         assert distance > 2e-4
@@ -115,6 +117,47 @@ def mobile_former_case(name: str) -> None:
         assert qb_heat.nearest_kink(network) > 3e-6
 
 
+def resnet_case(name: str) -> None:
+    """A step with every halving; the map without stem's and pool's in evaluation mode."""
+    table = resnet.TABLES[name]
+    layer_case(name, resnet.ResNet(table, 8), [2, 3, 30, 26])
+    network = resnet.ResNet(table, 2).eval()
+    fill(network)
+    keep(f"{name}/evaluation", network(wave([2, 3, 12, 10], 0.5)))
+
+
+def rival_cases() -> None:
+    """Loss, gradients, running statistics and what follows after a step of MoCo-v2 and of latent targets."""
+    encoder = lambda: resnet.ResNet(resnet.Table(6, [1, 0, 0, 0], False), 4)
+    moco = rivals.MoCo(encoder(), 4, 6)
+    fill(moco)
+    loss = moco(wave([16, 3, 16, 16], 0.65), [2, 5, 0, 7, 3, 1, 6, 4], 2, 0.2)
+    latent = rivals.Latent(encoder())
+    fill(latent)
+    latent_loss = latent(wave([8, 3, 16, 16], 1.85), 2, 0.3)
+    for case, model, value, pair in (
+        ("moco", moco, loss, (moco.key, moco.query)),
+        ("latent", latent, latent_loss, (latent.teacher, latent.encoder)),
+    ):
+        value.backward()
+        keep(f"{case}/output", value.reshape(1))
+        keep_gradients(case, model)
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                keep(f"{case}/state/{name}", buffer)
+        rivals.follow(*pair, 0.75)
+        for name, parameter in pair[0].named_parameters():
+            keep(f"{case}/followed/{name}", parameter)
+        print(case, "distance from ReLU's kinks", qb_heat.nearest_kink(pair[1]))
+        assert qb_heat.nearest_kink(pair[1]) > 1e-4
+
+    scores, labels = wave([5, 4], 0.3, 2.0).requires_grad_(), torch.tensor([0, 3, 1, 1, 2])
+    loss = F.cross_entropy(scores, labels, label_smoothing=0.1)
+    loss.backward()
+    keep("smoothed/output", loss.reshape(1))
+    keep("smoothed/gradient/scores", scores.grad)
+
+
 def main(path: str) -> None:
     qb_heat.Kinked.watched = True
     layer_case("block", Block(16, 4), [2, 5, 16])
@@ -128,6 +171,8 @@ def main(path: str) -> None:
     layer_case("tokens-to-map", mobile_former.FormerToMobile(6, 8), [3, 6, 3, 5], tokens)
     for name in ("mini", "mini-groups"):
         mobile_former_case(name)
+    for name in ("resnet-mini", "resnet-mini-bottleneck"):
+        resnet_case(name)
 
     for kind in ("signed", "separate", "exponential", "norm-linear"):
         for row, column in ((0, 0), (1, 1), (0, 1)):
@@ -156,6 +201,8 @@ def main(path: str) -> None:
         model = QbHeat(MobileNet(qb_heat.TINY, 4), 4, kind)
         fill(model)
         keep(f"model-{kind}/output", model(wave([8, 3, 32, 32], 0.5)[order], groups).reshape(1))
+
+    rival_cases()
 
     # AdamW over 20 steps, clipped by the global norm, linear warm-up and cosine.
     linear = nn.Linear(4, 3)

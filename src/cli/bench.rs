@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qbheat::bench::{BenchConfig, Work, bench};
-use qbheat::data::ImageSize;
+use qbheat::data::{Dataset, ImageSize};
 use qbheat::error::Result;
 use serde_json::json;
 
@@ -94,7 +94,8 @@ impl Bench {
             one_batch: self.one_batch,
             keep_step: self.keep_step.as_deref(),
         };
-        let result = bench(&config, &how, progress)?;
+        let dataset = Dataset::open(&config.data, config.seed, progress)?;
+        let result = bench(&config, &dataset, &how, progress)?;
         let peak = peak_memory_mib();
         let json = json!({
             "work": work,

@@ -8,7 +8,9 @@ use qbheat::data::{BUILTIN, Dataset};
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{self, Surroundings};
-use qbheat::probe::{ProbeConfig, ProbeRecord, Protocol, mean_gain, probe, probe_data};
+use qbheat::probe::{
+    ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe, probe_data, whole_tasks,
+};
 use qbheat::report::write_report;
 use qbheat::train::RunFolder;
 use qbheat::weights::{SHIPPED, Weights};
@@ -86,6 +88,7 @@ impl Demo {
             stride: config.encoder.stride,
             seed: config.seed,
             epochs: TRAN1_EPOCHS,
+            search: false,
             memory_mib: FEATURE_MEMORY_MIB,
         };
         let mut records = Vec::new();
@@ -96,24 +99,33 @@ impl Demo {
         ] {
             progress.note(&format!("2 of 3: probing {name}"));
             let weights = Weights::open(&name, config.seed, config.images())?;
-            for result in probe(&weights.encoder, &data, &PROTOCOLS, &probing, progress)? {
-                let record = ProbeRecord {
-                    weights: label(&weights),
-                    data: BUILTIN.to_owned(),
-                    val: None,
-                    seed: config.seed,
-                    result,
-                };
-                record.save(&run)?;
-                records.push(record);
-                // The features' memory is only freed between weights, so this is the place to leave early.
-                if let Some(signal) = signals::received() {
-                    return Ok(Answer {
-                        exit_code: 128 + signal as u8,
-                        json: json!({"run": out}),
-                        text: format!("stopped; the pre-trained run is in {}", out.display()),
-                    });
-                }
+            let tasks = whole_tasks(&PROTOCOLS);
+            probe(
+                &weights.encoder,
+                &data,
+                &tasks,
+                &probing,
+                progress,
+                |result| {
+                    let record = ProbeRecord {
+                        weights: label(&weights),
+                        data: BUILTIN.to_owned(),
+                        val: None,
+                        seed: config.seed,
+                        result,
+                    };
+                    record.save(&run)?;
+                    records.push(record);
+                    Ok(())
+                },
+            )?;
+            // The features' memory is only freed between weights, so this is the place to leave early.
+            if let Some(signal) = signals::received() {
+                return Ok(Answer {
+                    exit_code: 128 + signal as u8,
+                    json: json!({"run": out}),
+                    text: format!("stopped; the pre-trained run is in {}", out.display()),
+                });
             }
         }
         progress.note("3 of 3: writing the report");
@@ -150,7 +162,7 @@ impl Demo {
             data.train.indices.len(),
             start.elapsed().as_secs_f64(),
             gain("qb-heat"),
-            gain("shipped"),
+            gain(SHIPPED_ROW),
             out.display(),
             report.display()
         );

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod demo;
 mod encoders;
+mod invariance;
 mod pretrain;
 mod probe;
 mod progress;
@@ -11,6 +12,7 @@ mod replay;
 mod report;
 mod resume;
 mod signals;
+mod study;
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -47,6 +49,12 @@ enum Command {
     Replay(replay::Replay),
     /// Score an encoder's features.
     Probe(probe::Probe),
+    /// Run methods × encoders × seeds × protocols of a study file, what is missing of them, and write one table.
+    Study(study::StudyCommand),
+    /// Write the same table of runs that exist.
+    Compare(study::Compare),
+    /// Test the hypothesis: are the derivatives of the features along both axes related linearly?
+    Invariance(invariance::Invariance),
     /// Write RUN/report.html.
     Report(report::Report),
     /// List the networks with their sizes.
@@ -106,6 +114,9 @@ pub fn run() -> ExitCode {
         Command::Resume(command) => (command.common.json, command.run(&progress)),
         Command::Replay(command) => (command.common.json, command.run(&progress)),
         Command::Probe(command) => (command.common.json, command.run(&progress)),
+        Command::Study(command) => (command.common.json, command.run(&progress)),
+        Command::Compare(command) => (command.common.json, command.run(&progress)),
+        Command::Invariance(command) => (command.common.json, command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Encoders(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),

@@ -20,6 +20,9 @@ pub struct Pretrain {
     /// The run folder to make.
     #[arg(long)]
     out: PathBuf,
+    /// How to pre-train: qb-heat, moco-v2, or supervised, which needs labels [default: qb-heat].
+    #[arg(long)]
+    method: Option<String>,
     /// The network to pre-train.
     #[arg(long)]
     encoder: Option<String>,
@@ -53,6 +56,7 @@ impl Pretrain {
         let config = Settings::default()
             .common(&self.common)
             .add("data.path", Some(self.data.display()))
+            .add("method", self.method.as_ref())
             .add("encoder.name", self.encoder.as_ref())
             .add("encoder.init", self.init.as_ref())
             .add("image_size", self.image_size.map(ImageSize::to_toml))

@@ -10,7 +10,8 @@ use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::resumed_config;
 use qbheat::probe::{
-    ProbeConfig, ProbeRecord, Protocol, UNTRAINED, probe, probe_data, reestimate_batch_norm,
+    ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe, probe_data,
+    reestimate_batch_norm, whole_tasks,
 };
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
@@ -75,7 +76,7 @@ fn parse_protocol(text: &str) -> Result<Protocol, String> {
 pub fn label(weights: &Weights) -> String {
     match weights.metadata.method.as_str() {
         "none" => UNTRAINED.into(),
-        _ if weights.name == SHIPPED => "shipped".into(),
+        _ if weights.name == SHIPPED => SHIPPED_ROW.into(),
         method if weights.run.is_some() => method.into(),
         _ => weights.name.clone(),
     }
@@ -110,6 +111,7 @@ impl Probe {
             stride: weights.metadata.stride,
             seed,
             epochs: self.epochs,
+            search: false,
             memory_mib: FEATURE_MEMORY_MIB,
         };
         if self.epochs == 0 {
@@ -153,10 +155,10 @@ impl Probe {
         if self.reestimate_bn {
             name += ", re-estimated batch norm";
         }
-        let results = probe(&encoder, &data, &self.protocol, &config, progress)?;
         let run = into.or_else(|| weights.run.clone());
         let mut records = Vec::new();
-        for result in results {
+        let tasks = whole_tasks(&self.protocol);
+        probe(&encoder, &data, &tasks, &config, progress, |result| {
             let record = ProbeRecord {
                 weights: name.clone(),
                 data: self.data.display().to_string(),
@@ -168,7 +170,8 @@ impl Probe {
                 record.save(run)?;
             }
             records.push(record);
-        }
+            Ok(())
+        })?;
         let mut text = describe(&records);
         if let Some(run) = &run {
             text += &format!("\nkept in {}", run.file("probes").display());

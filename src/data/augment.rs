@@ -5,6 +5,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::colour::distort;
 use super::{DataConfig, ImageSize, Picture};
 
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -33,7 +34,8 @@ pub fn colour_statistics(channels: usize) -> (Vec<f32>, Vec<f32>) {
     (of(MEAN), of(STD))
 }
 
-/// A random resized crop and a random horizontal flip: one plane of `height·width` bytes a channel.
+/// A random resized crop and a random horizontal flip, then what changes colours and sharpness: one plane of
+/// `height·width` bytes a channel.
 ///
 /// The crop is torchvision's: an area share from `crop_scale` and a ratio of width to height from `crop_ratio`
 /// (log-uniform; times the ratio of `size`, so that a wide view distorts no more than a square one), tried up to ten
@@ -46,7 +48,9 @@ pub fn random_view(
 ) -> Vec<u8> {
     let crop = random_crop(picture, aspect(size), config, random);
     let flip = random.random_bool(config.flip);
-    resize(picture, &crop, size, flip)
+    let mut view = resize(picture, &crop, size, flip);
+    distort(&mut view, size, config, random);
+    view
 }
 
 /// The whole image for evaluation: the largest centred crop of the ratio of `size`, resized.

@@ -167,7 +167,7 @@ impl Dataset {
             });
         }
         let mut groups = Groups::of(&source, &in_use);
-        let (roles, split) = groups.split(&in_use, config.held_out, seed);
+        let (roles, split) = groups.split(&in_use, config.split, config.held_out, seed);
         let numbers = |wanted| {
             let roles = roles.iter().enumerate();
             let chosen = roles.filter(|(_, role)| **role == wanted);

@@ -20,7 +20,7 @@ pub struct Batch {
     pub indices: Vec<usize>,
     /// Class of each image, where it has one.
     pub labels: Vec<Option<u32>>,
-    /// `[N, channels, height, width]`, normalised.
+    /// `[views·N, channels, height, width]`, normalised: the first views of all images, then the second ones, ….
     pub pixels: Vec<f32>,
     /// That shape.
     pub shape: [usize; 4],
@@ -37,6 +37,8 @@ pub struct LoaderConfig {
     pub image_size: ImageSize,
     /// Images a batch; the rest of an epoch is left out.
     pub batch_size: usize,
+    /// Augmented views of each image.
+    pub views: usize,
     /// Augmentation and number of threads.
     pub data: DataConfig,
 }
@@ -115,23 +117,32 @@ impl Worker {
         let LoaderConfig {
             seed,
             image_size,
+            views,
             data,
             ..
         } = &self.config;
         let indices: Vec<usize> = places.iter().map(|&place| self.subset[place]).collect();
-        let mut pixels = Vec::with_capacity(indices.len() * 3 * image_size.pixels());
+        let room = indices.len() * data.channels * image_size.pixels();
+        let mut pixels: Vec<Vec<f32>> = vec![Vec::with_capacity(room); *views];
         let mut passed_over = Vec::new();
         for &index in &indices {
             let (picture, bad) = self.images.picture(index)?;
             passed_over.extend(bad);
             let mut random = random::stream(*seed, Purpose::Augmentation, epoch, index as u64);
-            let view = augment::random_view(&picture, *image_size, data, &mut random);
-            augment::normalise(&view, *image_size, &mut pixels);
+            for pixels in &mut pixels {
+                let view = augment::random_view(&picture, *image_size, data, &mut random);
+                augment::normalise(&view, *image_size, pixels);
+            }
         }
-        let channels = pixels.len() / (indices.len() * image_size.pixels());
+        let pixels = match &mut pixels[..] {
+            [only] => std::mem::take(only),
+            several => several.concat(),
+        };
+        let count = views * indices.len();
+        let channels = pixels.len() / (count * image_size.pixels());
         Ok(Batch {
             epoch,
-            shape: [indices.len(), channels, image_size.height, image_size.width],
+            shape: [count, channels, image_size.height, image_size.width],
             labels: indices.iter().map(|&i| self.images.label(i)).collect(),
             indices,
             pixels,

@@ -2,6 +2,7 @@
 
 mod augment;
 mod check;
+mod colour;
 mod dataset;
 mod decode;
 mod image_size;
@@ -43,7 +44,9 @@ pub struct DataConfig {
     pub memory_mib: u64,
     /// More unreadable images than this share stop the run before it starts.
     pub max_bad_share: f64,
-    /// Share of the images held out for evaluation where the data has no split of its own but has classes.
+    /// Whether the folder that the data set holds out, if any, is the held-out part.
+    pub split: SplitChoice,
+    /// Share of the training images held out for evaluation where the split is drawn and there are classes.
     pub held_out: f64,
     /// Least and largest share of the image's area in a random crop.
     pub crop_scale: [f64; 2],
@@ -51,6 +54,24 @@ pub struct DataConfig {
     pub crop_ratio: [f64; 2],
     /// Probability of a horizontal flip.
     pub flip: f64,
+    /// Strengths of brightness, contrast, saturation and hue in torchvision's sense.
+    pub jitter: [f64; 4],
+    /// Probability that a view is jittered so.
+    pub jitter_share: f64,
+    /// Probability that a view loses its colours.
+    pub grey: f64,
+    /// Probability of a Gaussian blur of deviation 0.1 to 2 pixels, in proportion to a side of 224.
+    pub blur: f64,
+}
+
+/// Which images are held out of a data set that has folders for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitChoice {
+    /// Those of its own folder.
+    Own,
+    /// Some of the training images, drawn with the seed; those of its own folder are left alone.
+    Drawn,
 }
 
 impl Default for DataConfig {
@@ -62,10 +83,15 @@ impl Default for DataConfig {
             loader_threads: 1,
             memory_mib: 2048,
             max_bad_share: 0.1,
+            split: SplitChoice::Own,
             held_out: 0.1,
             crop_scale: [0.3, 1.0],
             crop_ratio: [0.75, 4.0 / 3.0],
             flip: 0.5,
+            jitter: [0.0; 4],
+            jitter_share: 0.0,
+            grey: 0.0,
+            blur: 0.0,
         }
     }
 }
@@ -118,11 +144,21 @@ impl DataConfig {
             format!("{:?}", self.crop_ratio),
             "two numbers above 0, the smaller first",
         )?;
+        let [brightness, contrast, saturation, hue] = self.jitter;
         require(
-            share(self.flip),
-            "data.flip",
-            self.flip,
-            "a probability from 0 to 1",
-        )
+            [brightness, contrast, saturation].into_iter().all(share) && (0.0..=0.5).contains(&hue),
+            "data.jitter",
+            format!("{:?}", self.jitter),
+            "brightness, contrast and saturation from 0 to 1, hue from 0 to 0.5",
+        )?;
+        for (key, value) in [
+            ("data.flip", self.flip),
+            ("data.jitter_share", self.jitter_share),
+            ("data.grey", self.grey),
+            ("data.blur", self.blur),
+        ] {
+            require(share(value), key, value, "a probability from 0 to 1")?;
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::SplitChoice;
 use super::source::Source;
 use crate::random::{self, Purpose};
 
@@ -110,16 +111,36 @@ impl Groups {
         }
     }
 
-    /// What each image is for: as its folder says, else with a share of each class held out.
-    pub fn split(&mut self, in_use: &[bool], share: f64, seed: u64) -> (Vec<Role>, Split) {
-        if let Some(OwnSplit { held_out, roles }) = self.own.take() {
-            return (roles, Split::Own { held_out });
-        }
-        let mut roles = roles_of(in_use, |_| Role::Train);
+    /// What each image is for: as its folder says, else, or where `choice` says so, with a share of each class held out.
+    pub fn split(
+        &mut self,
+        in_use: &[bool],
+        choice: SplitChoice,
+        share: f64,
+        seed: u64,
+    ) -> (Vec<Role>, Split) {
+        let mut roles = match self.own.take() {
+            Some(OwnSplit { held_out, roles }) if choice == SplitChoice::Own => {
+                return (roles, Split::Own { held_out });
+            }
+            Some(OwnSplit { mut roles, .. }) => {
+                for role in roles.iter_mut().filter(|role| **role == Role::HeldOut) {
+                    *role = Role::Neither;
+                }
+                roles
+            }
+            None => roles_of(in_use, |_| Role::Train),
+        };
         if self.classes.is_empty() || share == 0.0 {
             return (roles, Split::None);
         }
-        for image in stratified(&self.labels, share, seed) {
+        let labels: Vec<Option<u32>> = self
+            .labels
+            .iter()
+            .zip(&roles)
+            .map(|(label, role)| label.filter(|_| *role == Role::Train))
+            .collect();
+        for image in stratified(&labels, share, seed) {
             roles[image] = Role::HeldOut;
         }
         (roles, Split::Stratified { held_out: share })

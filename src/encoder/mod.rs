@@ -4,6 +4,7 @@
 
 mod mobile_former;
 mod mobile_net;
+mod resnet;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -16,6 +17,7 @@ pub use mobile_former::{
     DynamicRelu, Former, FormerToMobile, MobileFormer, MobileToFormer, Row, Table,
 };
 pub use mobile_net::{InvertedResidual, MobileNet, Residual};
+pub use resnet::{ResNet, ResNetTable};
 
 /// What is known of an encoder before it is built.
 pub struct EncoderSpec {
@@ -80,6 +82,7 @@ macro_rules! families {
 families! {
     MobileNet: mobile_net,
     MobileFormer: mobile_former,
+    ResNet: resnet,
 }
 
 /// All encoders.

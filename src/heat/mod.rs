@@ -7,6 +7,7 @@
 
 mod block;
 mod decoder;
+mod invariance;
 mod objective;
 mod propagator;
 mod qb_heat;
@@ -14,8 +15,13 @@ mod quarter;
 
 pub use block::{Corner, Nearest};
 pub use decoder::{Decoder, DecoderConfig};
+pub use invariance::{
+    Derivative, Difference, Law, Moments, Quotient, RankPoint, Removed, Sums, eigenvalues,
+    quotient, r2_by_rank,
+};
 pub use objective::{normalised_patches, patch_statistics, patches, unpatch};
 pub use propagator::{Direction, Parametrisation, Propagator, matrix_exponential};
+pub(crate) use qb_heat::{Arranged, see};
 pub use qb_heat::{Place, QbHeat, QbHeatConfig, Reconstruction, Visible};
 pub use quarter::{
     Quadrant, Quarters, all_show, assemble, sort_by_quadrant, visible_quarters, weights,

@@ -13,7 +13,7 @@ use super::{
 use qbheat_kernels::weighted_squared_error;
 
 use crate::encoder::{Build, Encoder};
-use crate::nn::Init;
+use crate::nn::{Init, LayerNorm};
 
 /// Where the visible block may lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,8 @@ pub struct QbHeatConfig {
     pub visible: Place,
     /// How a step from block to block is written.
     pub propagator: Parametrisation,
+    /// Layer norm over the channels of each position before the first step.
+    pub feature_norm: bool,
     /// Targets normalised by each patch's own mean and deviation, or plain pixels.
     pub normalise_patches: bool,
     /// Weight of the visible quarter in the loss; the three masked ones have 1.
@@ -74,6 +76,7 @@ impl Default for QbHeatConfig {
         Self {
             visible: Place::Corner,
             propagator: Parametrisation::Signed,
+            feature_norm: false,
             normalise_patches: true,
             visible_weight: 0.0,
             decoder: DecoderConfig::default(),
@@ -86,6 +89,8 @@ impl Default for QbHeatConfig {
 pub struct QbHeat {
     /// Sees the visible quarter only.
     pub encoder: Encoder,
+    /// Over the features that the propagator steps from.
+    pub feature_norm: Option<LayerNorm>,
     /// Predicts the features of the masked quarters.
     pub propagator: Propagator,
     /// Turns the features of all four quarters into pixels.
@@ -112,6 +117,7 @@ impl QbHeat {
         let channels = encoder.channels();
         Self {
             encoder,
+            feature_norm: config.feature_norm.then(|| init.layer_norm(channels)),
             propagator: Propagator::new(channels, config.propagator, init),
             decoder: Decoder::new(
                 &config.decoder,
@@ -139,7 +145,7 @@ impl QbHeat {
     /// The loss of a batch: images `[N, colours, H, W]`, normalised, H and W multiples of twice the stride, and the visible
     /// block of each.
     pub fn loss(&self, images: Tensor<4>, visible: &Visible) -> Tensor<1> {
-        let batch = self.arrange(images, visible);
+        let batch = Arranged::new(images, visible, self.patch);
         let predicted = self.predict(&batch);
         let (target, weights) = self.target(batch);
         weighted_squared_error(predicted, target, weights)
@@ -153,7 +159,7 @@ impl QbHeat {
         visible: &Visible,
         average: Tensor<1>,
     ) -> Tensor<1> {
-        let batch = self.arrange(images, visible);
+        let batch = Arranged::new(images, visible, self.patch);
         let [n, colours, ..] = batch.images.dims();
         let guess = if self.normalise_patches {
             average.reshape([1, 1, -1])
@@ -180,14 +186,14 @@ impl QbHeat {
 
     /// What the model makes of the masked patches.
     pub fn reconstruct(&self, images: Tensor<4>, visible: &Visible) -> Reconstruction {
-        let batch = self.arrange(images, visible);
+        let batch = Arranged::new(images, visible, self.patch);
         let mut predicted = self.predict(&batch);
         let original = patches(batch.images.clone(), self.patch);
         if self.normalise_patches {
             let (mean, deviation) = patch_statistics(&original);
             predicted = predicted * deviation + mean;
         }
-        let seen = self.weights(&batch, 0.0).neg() + 1.0;
+        let seen = batch.weights(0.0).neg() + 1.0;
         let mut places = vec![0; batch.order.len()];
         for (sorted, &place) in batch.order.iter().enumerate() {
             places[place] = sorted as i32;
@@ -203,54 +209,15 @@ impl QbHeat {
         }
     }
 
-    /// Cuts out what is visible; images with the same visible quadrant stand together.
-    fn arrange(&self, images: Tensor<4>, visible: &Visible) -> Arranged {
-        let [n, _, height, width] = images.dims();
-        let grid = [height / self.patch, width / self.patch];
-        let corners = visible.corners(grid);
-        match visible {
-            Visible::Quadrants(quadrants) => {
-                let (images, sizes, order) = sort_by_quadrant(images, quadrants);
-                Arranged {
-                    visible: visible_quarters(&images, &sizes),
-                    corners: order.iter().map(|&place| corners[place]).collect(),
-                    quadrants: Some(sizes),
-                    images,
-                    order,
-                    grid,
-                }
-            }
-            Visible::Blocks(_) => Arranged {
-                visible: visible_blocks(&images, &corners, self.patch),
-                corners,
-                quadrants: None,
-                images,
-                order: (0..n).collect(),
-                grid,
-            },
-        }
-    }
-
     /// Patches of whole images, `[N, T, patch·patch·colours]`.
     fn predict(&self, batch: &Arranged) -> Tensor<3> {
-        let z = self.encoder.channels_last(batch.visible.clone());
-        let [n, h, w, c] = z.dims();
-        let z = z.reshape([n, h * w, c]);
-        let map = match &batch.quadrants {
-            Some(sizes) => {
-                let quarters = self.propagator.propagate(z, sizes);
-                assemble(quarters, sizes, [h, w])
-            }
-            None => {
-                let nearest = Nearest::new(&batch.corners, [h, w], &z.device());
-                self.propagator.spread(nearest.gather(z), &nearest, [h, w])
-            }
-        };
+        let z = see(&self.encoder, &self.feature_norm, batch);
+        let map = batch.complete(z, &self.propagator);
         self.decoder.forward(map, batch.grid)
     }
 
     fn target(&self, batch: Arranged) -> (Tensor<3>, Tensor<2>) {
-        let weights = self.weights(&batch, self.visible_weight);
+        let weights = batch.weights(self.visible_weight);
         (self.targets(batch.images), weights)
     }
 
@@ -261,22 +228,21 @@ impl QbHeat {
             patches(images, self.patch)
         }
     }
+}
 
-    /// The weight of each position in the loss, `[N, T]`: 1 on masked ones, `visible_weight` on visible ones.
-    fn weights(&self, batch: &Arranged, visible_weight: f32) -> Tensor<2> {
-        weights(
-            &batch.corners,
-            batch.grid,
-            visible_weight,
-            &batch.images.device(),
-        )
+/// The encoder's features of the visible blocks, `[N, h, w, C]`, normalised where there is a norm.
+pub(crate) fn see(encoder: &Encoder, norm: &Option<LayerNorm>, batch: &Arranged) -> Tensor<4> {
+    let z = encoder.channels_last(batch.visible.clone());
+    match norm {
+        Some(norm) => norm.forward(z),
+        None => z,
     }
 }
 
 /// A batch and what is visible of it.
-struct Arranged {
+pub(crate) struct Arranged {
     /// `[N, C, H, W]`.
-    images: Tensor<4>,
+    pub images: Tensor<4>,
     /// `[N, C, H/2, W/2]`.
     visible: Tensor<4>,
     /// Where the visible block of each image starts.
@@ -287,6 +253,55 @@ struct Arranged {
     order: Vec<usize>,
     /// Rows and columns of the whole map.
     grid: [usize; 2],
+}
+
+impl Arranged {
+    /// Cuts out what is visible; images with the same visible quadrant stand together.
+    pub fn new(images: Tensor<4>, visible: &Visible, patch: usize) -> Self {
+        let [n, _, height, width] = images.dims();
+        let grid = [height / patch, width / patch];
+        let corners = visible.corners(grid);
+        match visible {
+            Visible::Quadrants(quadrants) => {
+                let (images, sizes, order) = sort_by_quadrant(images, quadrants);
+                Self {
+                    visible: visible_quarters(&images, &sizes),
+                    corners: order.iter().map(|&place| corners[place]).collect(),
+                    quadrants: Some(sizes),
+                    images,
+                    order,
+                    grid,
+                }
+            }
+            Visible::Blocks(_) => Self {
+                visible: visible_blocks(&images, &corners, patch),
+                corners,
+                quadrants: None,
+                images,
+                order: (0..n).collect(),
+                grid,
+            },
+        }
+    }
+
+    /// Features of whole images, `[N, T, C]`, from those of the visible blocks, `[N, h, w, C]`.
+    pub fn complete(&self, z: Tensor<4>, propagator: &Propagator) -> Tensor<3> {
+        let [n, h, w, c] = z.dims();
+        let z = z.reshape([n, h * w, c]);
+        match &self.quadrants {
+            Some(sizes) => assemble(propagator.propagate(z, sizes), sizes, [h, w]),
+            None => {
+                let nearest = Nearest::new(&self.corners, [h, w], &z.device());
+                propagator.spread(nearest.gather(z), &nearest, [h, w])
+            }
+        }
+    }
+
+    /// The weight of each position in the loss, `[N, T]`: 1 on masked ones, `visible_weight` on visible ones.
+    pub fn weights(&self, visible_weight: f32) -> Tensor<2> {
+        let device = self.images.device();
+        weights(&self.corners, self.grid, visible_weight, &device)
+    }
 }
 
 /// Cuts out of each image its visible block of half its height and width.

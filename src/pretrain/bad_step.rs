@@ -32,6 +32,9 @@ struct Record {
     gradient_norm: String,
     /// Numbers of the images in the data set.
     indices: Vec<usize>,
+    /// Their classes, where all of them have one.
+    #[serde(default)]
+    labels: Vec<u32>,
     /// Their names.
     files: Vec<String>,
     /// Norm of each parameter's gradient.
@@ -68,6 +71,11 @@ impl Run<'_> {
                 .map(|&index| self.dataset.images.name(index).to_owned())
                 .collect(),
             indices: batch.indices,
+            labels: batch
+                .labels
+                .into_iter()
+                .collect::<Option<_>>()
+                .unwrap_or_default(),
             gradient_norms: AdamW::gradient_norms(&state.model, bad.gradients)
                 .into_iter()
                 .map(|(name, norm)| (name, norm.to_string()))
@@ -186,6 +194,7 @@ fn replay_with<M: PretrainModel>(run: &RunFolder, config: &Config, model: M) -> 
             .tensor(&device)
             .ok_or_else(|| damaged("its pixels are no batch of images".into()))?,
         indices: record.indices,
+        labels: record.labels,
         epoch: record.epoch,
     };
     let loss = state.model.loss(&batch, config.seed);
@@ -202,7 +211,7 @@ fn replay_with<M: PretrainModel>(run: &RunFolder, config: &Config, model: M) -> 
     norms.sort_by(|a, b| b.1.total_cmp(&a.1));
     norms.truncate(10);
     let is_bad = |values: &[f32]| values.iter().any(|value| !value.is_finite());
-    let per_image = pixels.values.len() / record.files.len().max(1);
+    let per_view = pixels.values.len() / pixels.shape[0].max(1);
     Ok(Replay {
         step: record.step,
         recorded: [record.loss, record.gradient_norm],
@@ -210,9 +219,12 @@ fn replay_with<M: PretrainModel>(run: &RunFolder, config: &Config, model: M) -> 
         bad_pixels: record
             .files
             .iter()
-            .zip(pixels.values.chunks(per_image.max(1)))
-            .filter(|(_, values)| is_bad(values))
-            .map(|(name, _)| name.clone())
+            .enumerate()
+            .filter(|(i, _)| {
+                let views = pixels.values.chunks(per_view.max(1));
+                views.skip(*i).step_by(record.files.len()).any(is_bad)
+            })
+            .map(|(_, name)| name.clone())
             .collect(),
         files: record.files,
         bad_parameters: StateDict::of(&state.model)

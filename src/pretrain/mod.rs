@@ -1,152 +1,22 @@
-//! Pre-training runs: the methods by name, and what surrounds the training loop.
+//! Pre-training runs: the methods, and what surrounds the training loop.
 
 mod bad_step;
+mod method;
 mod run;
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
-use rand::RngExt;
-
-use crate::config::{Config, Method};
-use crate::data::{Batch, Dataset, Index};
-use crate::encoder::{self, Build, Encoder};
+use crate::config::Config;
+use crate::data::{Dataset, Index};
 use crate::error::{Error, Result};
-use crate::heat::{Corner, Place, QbHeat, Quadrant, Visible};
-use crate::nn::Init;
 use crate::observe::Observer;
-use crate::random::{self, Purpose};
 use crate::train::{INDEX_FILE, RunFolder, Schedule, write_durably};
 use crate::weights::given_encoder;
 
 pub use bad_step::{Replay, replay};
+pub use method::{Images, PretrainModel, qb_heat};
+pub(crate) use method::{WithModel, traits, with_model};
 use run::{Run, Start};
-
-/// A network that pre-trains an encoder: what the training loop needs to know of a method.
-pub trait PretrainModel: Module {
-    /// Loss of a batch on `device`, `[1]`.
-    fn loss(&self, batch: &Images, seed: u64) -> Tensor<1>;
-    /// The encoder inside.
-    fn encoder(&self) -> &Encoder;
-    /// The same network around another encoder of the same shape.
-    fn with_encoder(self, encoder: Encoder) -> Self;
-    /// The loss that needs no learning, estimated on some batches.
-    fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64;
-    /// Figures of its own to log once an epoch.
-    fn metrics(&self) -> Vec<(&'static str, f64)>;
-}
-
-/// A batch on the device.
-pub struct Images {
-    /// `[N, channels, H, W]`, normalised.
-    pub pixels: Tensor<4>,
-    /// Numbers of the images in the data set.
-    pub indices: Vec<usize>,
-    /// The epoch it belongs to.
-    pub epoch: u64,
-}
-
-impl Images {
-    /// Puts a batch on `device`.
-    pub fn new(batch: Batch, device: &Device) -> Self {
-        Self {
-            pixels: Tensor::from_data(TensorData::new(batch.pixels, batch.shape), device),
-            indices: batch.indices,
-            epoch: batch.epoch,
-        }
-    }
-
-    /// The visible block of each image, on maps of one position a `patch`: a pure function of seed, epoch and image.
-    pub fn visible(&self, place: Place, patch: usize, seed: u64) -> Visible {
-        let [_, _, height, width] = self.pixels.dims();
-        let streams = self
-            .indices
-            .iter()
-            .map(|&index| random::stream(seed, Purpose::Quadrant, self.epoch, index as u64));
-        match place {
-            Place::Corner => Visible::Quadrants(
-                streams
-                    .map(|mut random| Quadrant::ALL[random.random_range(0..4)])
-                    .collect(),
-            ),
-            Place::Anywhere => Visible::Blocks(
-                streams
-                    .map(|mut random| Corner {
-                        row: random.random_range(0..=height / patch / 2),
-                        column: random.random_range(0..=width / patch / 2),
-                    })
-                    .collect(),
-            ),
-        }
-    }
-}
-
-impl PretrainModel for QbHeat {
-    fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {
-        let visible = batch.visible(self.place(), self.patch(), seed);
-        self.loss(batch.pixels.clone(), &visible)
-    }
-
-    fn encoder(&self) -> &Encoder {
-        &self.encoder
-    }
-
-    fn with_encoder(mut self, encoder: Encoder) -> Self {
-        self.encoder = encoder;
-        self
-    }
-
-    fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64 {
-        let share = 1.0 / batches.len() as f32;
-        let average = batches
-            .iter()
-            .map(|batch| self.average_patch(batch.pixels.clone()) * share)
-            .reduce(|sum, patch| sum + patch)
-            .expect("there is at least one batch");
-        let losses = batches.iter().map(|batch| {
-            let visible = batch.visible(self.place(), self.patch(), seed);
-            let loss = self.trivial_loss(batch.pixels.clone(), &visible, average.clone());
-            f64::from(loss.into_scalar::<f32>())
-        });
-        losses.sum::<f64>() * f64::from(share)
-    }
-
-    fn metrics(&self) -> Vec<(&'static str, f64)> {
-        vec![("commutator", self.propagator.commutator())]
-    }
-}
-
-/// A QB-Heat network with fresh weights.
-pub fn qb_heat(config: &Config, device: &Device) -> Result<QbHeat> {
-    let mut init = Init::new(config.seed, device);
-    let build = Build {
-        stride: config.encoder.stride,
-        inputs: config.data.channels,
-    };
-    let encoder = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
-    Ok(QbHeat::new(&config.qb_heat, encoder, build, &mut init))
-}
-
-/// Something to be done with the network of whichever method a configuration names.
-pub(crate) trait WithModel {
-    /// What comes of it.
-    type Output;
-
-    /// Does it.
-    fn with<M: PretrainModel>(self, model: M) -> Result<Self::Output>;
-}
-
-/// Gives `work` a network with fresh weights of the configuration's method. Methods are picked by name here only.
-pub(crate) fn with_model<W: WithModel>(
-    config: &Config,
-    device: &Device,
-    work: W,
-) -> Result<W::Output> {
-    match config.method {
-        Method::QbHeat => work.with(qb_heat(config, device)?),
-    }
-}
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -189,7 +59,7 @@ pub fn start(
     out: &Path,
     around: &Surroundings,
 ) -> Result<Outcome> {
-    check_size(config, dataset)?;
+    let config = &suited(config, dataset)?;
     // Whatever cannot be used is found before there is a folder.
     let given = given_encoder(config, &crate::device().autodiff())?;
     let run = RunFolder::create(out, &config.to_toml())?;
@@ -239,8 +109,42 @@ fn write_index(run: &RunFolder, dataset: &Dataset) -> Result<()> {
     write_durably(&run.file(INDEX_FILE), &dataset.index().to_bytes())
 }
 
+/// The configuration with what follows from the images; refused where they do not do for it.
+pub fn suited(config: &Config, dataset: &Dataset) -> Result<Config> {
+    check_size(config, dataset)?;
+    let mut config = config.clone();
+    if traits(config.method, config.objective.target).labelled {
+        let all = dataset.train.len();
+        let unlabelled = |&&image: &&usize| dataset.images.label(image).is_none();
+        let without = dataset.train.iter().filter(unlabelled).count();
+        if dataset.classes.is_empty() || without > 0 {
+            let what = match without {
+                0 => "has no classes to tell apart".to_owned(),
+                without => format!("{without} of its {all} training images have no class"),
+            };
+            return Err(Error::data(
+                dataset.path(),
+                format!(
+                    "{what}; method {} learns from labels: sort the images into one folder a class",
+                    config.method.name()
+                ),
+            ));
+        }
+        let classes = dataset.classes.len();
+        if ![0, classes].contains(&config.supervised.classes) {
+            return Err(Error::Value {
+                key: "supervised.classes".into(),
+                value: config.supervised.classes.to_string(),
+                expected: format!("{classes}, as many as the images have, or 0"),
+            });
+        }
+        config.supervised.classes = classes;
+    }
+    Ok(config)
+}
+
 /// Refuses a batch that is larger than the training images.
-pub fn check_size(config: &Config, dataset: &Dataset) -> Result<()> {
+fn check_size(config: &Config, dataset: &Dataset) -> Result<()> {
     let images = dataset.train.len();
     if config.optim.batch_size > images {
         return Err(Error::BatchTooLarge {
@@ -285,7 +189,7 @@ pub fn resume(
     dataset: &Dataset,
     around: &Surroundings,
 ) -> Result<Outcome> {
-    check_size(config, dataset)?;
+    let config = &suited(config, dataset)?;
     let run = Run::new(run, config, dataset, around)?;
     let checkpoints = run.folder.checkpoints(config.run.keep_checkpoints);
     if checkpoints.is_empty() {

@@ -13,7 +13,7 @@ use super::{
 use crate::config::Config;
 use crate::data::{BadImage, Dataset, Loader, LoaderConfig};
 use crate::encoder::Encoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::probe::{self, Part, ProbeConfig};
 use crate::train::{
     AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, Position, RunFolder,
@@ -126,6 +126,9 @@ impl<'a> Run<'a> {
                 self.keep_bad_step(state, step, bad_steps, &mut events.borrow_mut())
             },
             |state, report| {
+                if !report.skipped {
+                    state.model = state.model.clone().follow();
+                }
                 let events = &mut *events.borrow_mut();
                 for bad in passed_over.take() {
                     if bad_images.insert(bad.name.clone()) {
@@ -254,7 +257,15 @@ impl<'a> Run<'a> {
             self.watch(state.model.encoder(), &mut event)?;
             self.around.observer.note(&describe_watch(epoch, &event));
         }
-        events.append(&event)
+        events.append(&event)?;
+        match event["effective_rank"].as_f64() {
+            Some(rank) if rank < self.config.run.rank_floor => Err(Error::Collapsed {
+                epoch,
+                rank,
+                floor: self.config.run.rank_floor,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Adds rank, spread and, where there are labels, k-NN accuracy of the features as they are now.
@@ -264,6 +275,7 @@ impl<'a> Run<'a> {
             stride: self.config.encoder.stride,
             seed: self.config.seed,
             epochs: 0,
+            search: false,
             memory_mib: 0,
         };
         let silent = crate::observe::Silent;

@@ -56,6 +56,14 @@ impl Matrix {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
+    /// Some of its rows, in this order.
+    pub fn rows_at(&self, places: &[usize]) -> Self {
+        Self {
+            values: places.iter().flat_map(|&p| self.row(p).to_vec()).collect(),
+            columns: self.columns,
+        }
+    }
+
     /// As a tensor, `[rows, columns]`.
     pub fn tensor(&self, device: &Device) -> Tensor<2> {
         let shape = [self.rows(), self.columns];

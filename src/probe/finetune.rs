@@ -20,7 +20,8 @@ const WEIGHT_DECAY: f64 = 0.05;
 /// An encoder with mean pooling and a linear classifier.
 #[derive(Module, Debug)]
 pub struct Classifier {
-    encoder: Encoder,
+    /// Trained with it.
+    pub encoder: Encoder,
     classifier: Linear,
 }
 
@@ -35,11 +36,11 @@ impl Classifier {
 
     /// Cross-entropy of images `[N, 3, H, W]`, averaged, `[1]`.
     pub fn loss(&self, images: Tensor<4>, labels: &[u32]) -> Tensor<1> {
-        cross_entropy(self.forward(images), labels)
+        cross_entropy(self.forward(images), labels, 0.0)
     }
 
     /// `[N, 3, H, W]` to `[N, classes]`.
-    fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         let map = self.encoder.channels_last(images);
         let [n, h, w, c] = map.dims();
         let pooled = map.reshape([n, h * w, c]).mean_dim(1);
@@ -83,6 +84,7 @@ pub fn finetune(
         seed: config.seed,
         image_size: config.image_size,
         batch_size: batch,
+        views: 1,
         data: DataConfig::default(),
     };
     let indices = std::sync::Arc::new(part.indices.clone());

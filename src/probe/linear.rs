@@ -47,13 +47,9 @@ pub fn linear_scores(
     observer: &dyn Observer,
 ) -> (Scores, Strength) {
     let (fit_places, check_places) = stratified_places(labels, HELD_OUT, seed);
-    let rows = |places: &[usize]| Matrix {
-        values: places.iter().flat_map(|&p| train.row(p).to_vec()).collect(),
-        columns: train.columns,
-    };
     let chosen = |places: &[usize]| -> Vec<u32> { places.iter().map(|&p| labels[p]).collect() };
-    let (check, check_labels) = (rows(&check_places), chosen(&check_places));
-    let problem = Problem::new(&rows(&fit_places), &chosen(&fit_places), classes);
+    let (check, check_labels) = (train.rows_at(&check_places), chosen(&check_places));
+    let problem = Problem::new(&train.rows_at(&fit_places), &chosen(&fit_places), classes);
     observer.begin("solving the linear probe", STRENGTHS.len() as u64 + 1);
     let mut start = vec![0.0; (train.columns + 1) * classes];
     let mut best = (f64::NEG_INFINITY, STRENGTHS[0], start.clone());

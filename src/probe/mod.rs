@@ -21,10 +21,10 @@ pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::{Classifier, finetune};
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
-pub use record::{ProbeRecord, UNTRAINED, mean_gain, probe_data};
+pub use record::{ProbeRecord, SHIPPED_ROW, UNTRAINED, mean_gain, probe_data};
 pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};
-pub use tran1::tran1_scores;
+pub use tran1::{cross_entropy, tran1_scores};
 
 /// The ways to score features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,6 +67,8 @@ pub struct ProbeConfig {
     pub seed: u64,
     /// Epochs of tran-1 and of fine-tuning.
     pub epochs: usize,
+    /// Tran-1 is trained for as long as does best on a held-out part of its training images instead.
+    pub search: bool,
     /// Feature maps up to this many MiB are computed once and kept.
     pub memory_mib: u64,
 }
@@ -154,11 +156,32 @@ pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<u
     (rest, chosen)
 }
 
+/// A protocol and the share of the labels that it may use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Task {
+    /// Which protocol.
+    pub protocol: Protocol,
+    /// 1 for all labels; less for linear and tran-1 only.
+    pub labels: f64,
+}
+
+/// Protocols with all labels.
+pub fn whole_tasks(protocols: &[Protocol]) -> Vec<Task> {
+    let all = |&protocol: &Protocol| Task {
+        protocol,
+        labels: 1.0,
+    };
+    protocols.iter().map(all).collect()
+}
+
 /// The score of one protocol.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProbeResult {
     /// Which protocol.
     pub protocol: Protocol,
+    /// Share of the labels used.
+    #[serde(default = "all_labels")]
+    pub labels: f64,
     /// Share of held-out images whose class came first, in percent.
     pub top1: f64,
     /// Share whose class was among the first five, in percent, where there are more than five classes.
@@ -173,6 +196,10 @@ pub struct ProbeResult {
     pub per_class: Vec<ClassAccuracy>,
     /// Held-out images by true class (row) and predicted class (column).
     pub confusion: Vec<Vec<u32>>,
+}
+
+fn all_labels() -> f64 {
+    1.0
 }
 
 /// Accuracy on the images of one class.
@@ -217,7 +244,7 @@ impl Scores {
         100.0 * hits as f64 / labels.len() as f64
     }
 
-    fn result(&self, protocol: Protocol, data: &ProbeData) -> ProbeResult {
+    fn result(&self, task: Task, train_images: usize, data: &ProbeData) -> ProbeResult {
         let labels = &data.held_out.labels;
         let mut confusion = vec![vec![0; self.classes]; self.classes];
         for (scores, &label) in self.values.chunks_exact(self.classes).zip(labels) {
@@ -243,11 +270,12 @@ impl Scores {
             })
             .collect();
         ProbeResult {
-            protocol,
+            protocol: task.protocol,
+            labels: task.labels,
             top1: self.top(1, labels),
             top5: (self.classes > 5).then(|| self.top(5, labels)),
             details: serde_json::Map::new(),
-            train_images: data.train.indices.len(),
+            train_images,
             held_out_images: labels.len(),
             per_class,
             confusion,
@@ -255,86 +283,148 @@ impl Scores {
     }
 }
 
-/// Scores an encoder by each of `protocols`; features are computed once for all of them. The encoder is used in
-/// evaluation mode on whole images.
+/// Scores an encoder by each of `tasks` and hands each result to `found`; features are computed once for all of them. The
+/// encoder is used in evaluation mode on whole images.
 pub fn probe(
     encoder: &Encoder,
     data: &ProbeData,
-    protocols: &[Protocol],
+    tasks: &[Task],
     config: &ProbeConfig,
     observer: &dyn Observer,
-) -> Result<Vec<ProbeResult>> {
-    let classes = data.classes.len();
-    let frozen: Vec<Protocol> = protocols
-        .iter()
-        .copied()
-        .filter(|&protocol| protocol != Protocol::Finetune)
-        .collect();
-    let mut results = Vec::new();
-    if !frozen.is_empty() {
-        let keep_maps = frozen.contains(&Protocol::Tran1);
+    mut found: impl FnMut(ProbeResult) -> Result<()>,
+) -> Result<()> {
+    let is_frozen = |task: &&Task| task.protocol != Protocol::Finetune;
+    if tasks.iter().any(|task| is_frozen(&task)) {
+        let keep_maps = tasks.iter().any(|task| task.protocol == Protocol::Tran1);
         let train = extract(encoder, &data.train, config, keep_maps, observer)?;
         let held_out = extract(encoder, &data.held_out, config, keep_maps, observer)?;
         let whitening = train.whitening();
-        for protocol in frozen {
-            let labels = (&data.train.labels[..], classes);
-            let mut result = match protocol {
-                Protocol::Knn => {
-                    let whitened = knn_scores(
-                        &whitening.apply_pooled(&train),
-                        labels,
-                        &whitening.apply_pooled(&held_out),
-                    );
-                    let plain = knn_scores(&train.pooled, labels, &held_out.pooled);
-                    let mut result = whitened.result(protocol, data);
-                    let plain = plain.top(1, &data.held_out.labels);
-                    result
-                        .details
-                        .insert("top1_unwhitened".into(), plain.into());
-                    result
-                }
-                Protocol::Linear => {
-                    let (scores, strength) = linear_scores(
-                        &whitening.apply_pooled(&train),
-                        labels,
-                        &whitening.apply_pooled(&held_out),
-                        config.seed,
-                        observer,
-                    );
-                    let mut result = scores.result(protocol, data);
-                    result.details.insert("l2".into(), strength.l2.into());
-                    result
-                        .details
-                        .insert("converged".into(), strength.converged.into());
-                    result
-                }
-                Protocol::Tran1 => {
-                    let scores =
-                        tran1_scores(&train, labels, &held_out, &whitening, config, observer)?;
-                    let mut result = scores.result(protocol, data);
-                    result.details.insert("epochs".into(), config.epochs.into());
-                    result
-                }
-                Protocol::Finetune => unreachable!("fine-tuning is no frozen protocol"),
-            };
-            result
-                .details
-                .insert("image_size".into(), serde_json::json!(config.image_size));
-            results.push(result);
+        let frozen = Frozen {
+            pooled: [&train, &held_out].map(|features| whitening.apply_pooled(features)),
+            features: [train, held_out],
+            whitening,
+            data,
+            config,
+            observer,
+        };
+        for &task in tasks.iter().filter(is_frozen) {
+            let mut result = frozen.score(task)?;
+            let size = serde_json::json!(config.image_size);
+            result.details.insert("image_size".into(), size);
+            found(result)?;
         }
     }
-    if protocols.contains(&Protocol::Finetune) {
+    for &task in tasks.iter().filter(|task| !is_frozen(task)) {
         let scores = finetune(encoder, data, config, observer)?;
-        let mut result = scores.result(Protocol::Finetune, data);
+        let mut result = scores.result(task, data.train.indices.len(), data);
         result.details.insert("epochs".into(), config.epochs.into());
-        results.push(result);
+        found(result)?;
     }
-    Ok(results)
+    Ok(())
+}
+
+/// Features of training and of held-out images, and what probes on them share.
+struct Frozen<'a> {
+    features: [Features<'a>; 2],
+    /// Whitened means over positions.
+    pooled: [Matrix; 2],
+    whitening: Whitening,
+    data: &'a ProbeData<'a>,
+    config: &'a ProbeConfig,
+    observer: &'a dyn Observer,
+}
+
+impl Frozen<'_> {
+    fn score(&self, task: Task) -> Result<ProbeResult> {
+        let Self { data, config, .. } = self;
+        let [train, held_out] = &self.features;
+        let [train_pooled, held_out_pooled] = &self.pooled;
+        let classes = data.classes.len();
+        let places = labelled_places(&data.train.labels, task.labels, config.seed);
+        let labels: Vec<u32> = places.iter().map(|&p| data.train.labels[p]).collect();
+        let labelled = (&labels[..], classes);
+        let result = |scores: Scores| scores.result(task, places.len(), data);
+        Ok(match task.protocol {
+            Protocol::Knn => {
+                let whitened =
+                    knn_scores(&train_pooled.rows_at(&places), labelled, held_out_pooled);
+                let plain = knn_scores(&train.pooled.rows_at(&places), labelled, &held_out.pooled);
+                let mut result = result(whitened);
+                let plain = plain.top(1, &data.held_out.labels);
+                result
+                    .details
+                    .insert("top1_unwhitened".into(), plain.into());
+                result
+            }
+            Protocol::Linear => {
+                let (scores, strength) = linear_scores(
+                    &train_pooled.rows_at(&places),
+                    labelled,
+                    held_out_pooled,
+                    config.seed,
+                    self.observer,
+                );
+                let mut result = result(scores);
+                result.details.insert("l2".into(), strength.l2.into());
+                result
+                    .details
+                    .insert("converged".into(), strength.converged.into());
+                result
+            }
+            Protocol::Tran1 => {
+                let (scores, epochs) = tran1_scores(
+                    (train, &places),
+                    labelled,
+                    held_out,
+                    &self.whitening,
+                    config,
+                    self.observer,
+                )?;
+                let mut result = result(scores);
+                result.details.insert("epochs".into(), epochs.into());
+                result
+            }
+            Protocol::Finetune => unreachable!("fine-tuning is no frozen protocol"),
+        })
+    }
+}
+
+/// Places of the images whose labels may be used: the same share of each class, at least one image of each.
+fn labelled_places(labels: &[u32], share: f64, seed: u64) -> Vec<usize> {
+    if share >= 1.0 {
+        return (0..labels.len()).collect();
+    }
+    let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let mut counts = vec![0; classes];
+    labels.iter().for_each(|&label| counts[label as usize] += 1);
+    let mut taken = vec![0; classes];
+    let mut places: Vec<usize> = random::permutation(seed, Purpose::Sample, 0, labels.len())
+        .into_iter()
+        .filter(|&place| {
+            let class = labels[place] as usize;
+            let wanted = (counts[class] as f64 * share).round().max(1.0) as usize;
+            taken[class] += 1;
+            taken[class] <= wanted
+        })
+        .collect();
+    places.sort_unstable();
+    places
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_the_labels_is_the_same_share_of_each_class() {
+        let labels: Vec<u32> = (0..220).map(|i| u32::from(i < 20)).collect();
+        let places = labelled_places(&labels, 0.1, 3);
+        let of_class = |class| places.iter().filter(|&&p| labels[p] == class).count();
+        assert_eq!([of_class(0), of_class(1)], [20, 2]);
+        let few = labelled_places(&labels, 0.001, 3);
+        assert_eq!(few.len(), 2);
+        assert!(few.iter().all(|place| places.contains(place)));
+    }
 
     #[test]
     fn top_k_counts_classes_with_higher_scores() {

@@ -12,6 +12,8 @@ use crate::train::{RunFolder, write_durably};
 const FOLDER: &str = "probes";
 /// What records call a network that was not trained.
 pub const UNTRAINED: &str = "untrained";
+/// What they call the weights that come with the program.
+pub const SHIPPED_ROW: &str = "shipped";
 
 /// A result and what it was measured on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,7 +32,7 @@ pub struct ProbeRecord {
 }
 
 impl ProbeRecord {
-    /// Writes it into the run, in place of an older one of the same weights and protocol.
+    /// Writes it into the run, in place of an older one of the same weights, protocol and share of the labels.
     pub fn save(&self, run: &RunFolder) -> Result<()> {
         let folder = run.file(FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
@@ -45,7 +47,11 @@ impl ProbeRecord {
                 }
             })
             .collect();
-        let file = folder.join(format!("{weights}.{}.json", self.result.protocol.name()));
+        let mut task = self.result.protocol.name().to_owned();
+        if self.result.labels < 1.0 {
+            task += &format!(".{}", self.result.labels);
+        }
+        let file = folder.join(format!("{weights}.{task}.json"));
         let text = serde_json::to_vec_pretty(self).expect("a record is valid JSON");
         write_durably(&file, &text)
     }
@@ -85,8 +91,8 @@ impl ProbeRecord {
         records.sort_by(|a, b| {
             let rank = |record: &Self| match record.weights.as_str() {
                 UNTRAINED => 0,
-                "qb-heat" => 1,
-                _ => 2,
+                SHIPPED_ROW => 2,
+                _ => 1,
             };
             let key = |r: &Self| (r.result.protocol, rank(r), r.weights.clone());
             key(a).cmp(&key(b))

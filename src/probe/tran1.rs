@@ -1,10 +1,10 @@
 //! The tran-1 probe: one transformer block over the positions of a frozen feature map.
 
 use burn::module::Module;
-use burn::nn::loss::CrossEntropyLossConfig;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::{Features, ProbeConfig, Scores, Whitening};
+use super::{Features, ProbeConfig, Scores, Whitening, stratified_places};
 use crate::error::Result;
 use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 use crate::observe::Observer;
@@ -15,6 +15,12 @@ const HEADS: usize = 4;
 const BATCH: usize = 128;
 const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.05;
+/// Lengths in epochs among which a search chooses, and how many images it looks at.
+const LENGTHS: [usize; 3] = [3, 6, 12];
+const SEARCHED: usize = 5000;
+const HELD_OUT: f64 = 0.2;
+/// Steps that count as an epoch where there are fewer batches.
+const LEAST_STEPS: usize = 10;
 
 /// Positions added, one block, norm, mean over positions, linear classifier.
 #[derive(Module, Debug)]
@@ -43,87 +49,159 @@ impl Tran1 {
 }
 
 /// Class labels as a tensor.
-pub(super) fn label_tensor(labels: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
+fn label_tensor(labels: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
     let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
     let count = labels.len();
     Tensor::from_data(TensorData::new(labels, [count]), &like.device())
 }
 
-/// Cross-entropy of scores `[N, classes]`, averaged.
-pub(super) fn cross_entropy(scores: Tensor<2>, labels: &[u32]) -> Tensor<1> {
-    let labels = label_tensor(labels, &scores);
-    CrossEntropyLossConfig::new()
-        .init(&scores.device())
-        .forward(scores, labels)
+/// Cross-entropy of scores `[N, classes]` against labels of which the share `smoothing` is spread evenly over all
+/// classes, averaged: PyTorch's `cross_entropy`.
+pub fn cross_entropy(scores: Tensor<2>, labels: &[u32], smoothing: f64) -> Tensor<1> {
+    let labels = label_tensor(labels, &scores).unsqueeze_dim::<2>(1);
+    let logs = log_softmax(scores, 1);
+    let own = logs.clone().gather(1, labels).mean();
+    if smoothing == 0.0 {
+        return own.neg();
+    }
+    (own * (1.0 - smoothing) + logs.mean() * smoothing).neg()
 }
 
-/// Scores of `held_out` by a block trained on `train`, both whitened.
+/// Scores of `held_out` by a block trained on the images of `features` at `places`, with their labels and the number of
+/// classes; all whitened. Beside them, the epochs that it was trained for: `config.epochs`, or with `config.search` the
+/// length that does best on a stratified fifth of the training images (of at most [`SEARCHED`]) after fitting on the
+/// others.
 pub fn tran1_scores(
-    features: &Features,
+    (features, places): (&Features, &[usize]),
     (labels, classes): (&[u32], usize),
     held_out: &Features,
     whitening: &Whitening,
     config: &ProbeConfig,
     observer: &dyn Observer,
-) -> Result<Scores> {
-    let device = crate::device().autodiff();
-    let channels = features.pooled.columns;
-    let batch = BATCH.min(features.len());
-    let per_epoch = features.len() / batch;
-    let total_steps = (config.epochs * per_epoch) as u64;
-    let whitened = |features: &Features, places: &[usize]| -> Result<Tensor<3>> {
+) -> Result<(Scores, usize)> {
+    let block = Block {
+        features,
+        classes,
+        whitening,
+        seed: config.seed,
+        observer,
+    };
+    let training: Vec<(usize, u32)> = places.iter().copied().zip(labels.iter().copied()).collect();
+    let epochs = if config.search {
+        block.best_length(&training)?
+    } else {
+        config.epochs
+    };
+    let model = block.fit(&training, epochs)?;
+    let all: Vec<usize> = (0..held_out.len()).collect();
+    Ok((block.scores(&model, held_out, &all)?, epochs))
+}
+
+/// What the fits of a probe share.
+struct Block<'a> {
+    features: &'a Features<'a>,
+    classes: usize,
+    whitening: &'a Whitening,
+    seed: u64,
+    observer: &'a dyn Observer,
+}
+
+impl Block<'_> {
+    fn best_length(&self, training: &[(usize, u32)]) -> Result<usize> {
+        let labels: Vec<u32> = training.iter().map(|&(_, label)| label).collect();
+        let share = (SEARCHED as f64 / training.len() as f64).min(1.0);
+        let (_, looked_at) = stratified_places(&labels, share, self.seed);
+        let looked_at: Vec<(usize, u32)> = looked_at.iter().map(|&i| training[i]).collect();
+        let labels: Vec<u32> = looked_at.iter().map(|&(_, label)| label).collect();
+        let (fit, check) = stratified_places(&labels, HELD_OUT, self.seed);
+        let fit: Vec<(usize, u32)> = fit.iter().map(|&i| looked_at[i]).collect();
+        let (places, labels): (Vec<usize>, Vec<u32>) = check.iter().map(|&i| looked_at[i]).unzip();
+        let mut best = (f64::NEG_INFINITY, LENGTHS[0]);
+        // With a class or two of an image each there may be nothing to check by.
+        for epochs in LENGTHS.into_iter().filter(|_| !labels.is_empty()) {
+            let model = self.fit(&fit, epochs)?;
+            let score = self.scores(&model, self.features, &places)?.top(1, &labels);
+            if score > best.0 {
+                best = (score, epochs);
+            }
+        }
+        Ok(best.1)
+    }
+
+    /// Trains a block on the images at these places, which have these labels. Few images are seen more often, so that
+    /// there are steps enough.
+    fn fit(&self, training: &[(usize, u32)], epochs: usize) -> Result<Tran1> {
+        let device = crate::device().autodiff();
+        let channels = self.features.pooled.columns;
+        let batch = BATCH.min(training.len());
+        let per_pass = training.len() / batch;
+        let total_steps = (epochs * per_pass.max(LEAST_STEPS)) as u64;
+        let rate = LearningRate {
+            peak: LEARNING_RATE,
+            warmup_steps: per_pass as u64 / 2,
+            total_steps,
+            schedule: Schedule::Cosine,
+        };
+        let state = TrainState {
+            model: Tran1::new(channels, self.classes, &mut Init::new(self.seed, &device)),
+            optimizer: AdamW::new(AdamWConfig {
+                betas: [0.9, 0.999],
+                weight_decay: WEIGHT_DECAY,
+                clip_norm: 0.0,
+            }),
+            step: 0,
+        };
+        let mut order = Vec::new();
+        let mut step = 0;
+        self.observer
+            .begin("training the tran-1 probe", total_steps);
+        let state = train(
+            state,
+            &rate,
+            || {
+                if step % per_pass == 0 {
+                    let pass = (step / per_pass) as u64;
+                    order = random::permutation(self.seed, Purpose::Order, pass, training.len());
+                }
+                let start = (step % per_pass) * batch;
+                step += 1;
+                let (places, labels): (Vec<usize>, Vec<u32>) = order[start..start + batch]
+                    .iter()
+                    .map(|&i| training[i])
+                    .unzip();
+                let maps = self.whitened(self.features, &places)?;
+                Ok((Tensor::from_inner(maps), labels))
+            },
+            |model: &Tran1, (maps, labels): (Tensor<3>, Vec<u32>)| {
+                cross_entropy(model.forward(maps, self.features.grid), &labels, 0.0)
+            },
+            give_up,
+            |_, report| {
+                let detail = format!("loss {:.3}", report.loss);
+                self.observer.progress(report.step, &detail);
+                Ok(Stop::No)
+            },
+        )?;
+        self.observer.end();
+        Ok(state.model.valid())
+    }
+
+    fn scores(&self, model: &Tran1, features: &Features, places: &[usize]) -> Result<Scores> {
+        let mut values = Vec::with_capacity(places.len() * self.classes);
+        for places in places.chunks(BATCH) {
+            let scores = model.forward(self.whitened(features, places)?, features.grid);
+            values.extend(crate::nn::values(scores));
+        }
+        Ok(Scores {
+            values,
+            classes: self.classes,
+        })
+    }
+
+    fn whitened(&self, features: &Features, places: &[usize]) -> Result<Tensor<3>> {
         let maps = features.maps(places)?;
         let [n, t, c] = maps.dims();
-        Ok(whitening.apply(maps.reshape([n * t, c])).reshape([n, t, c]))
-    };
-    let rate = LearningRate {
-        peak: LEARNING_RATE,
-        warmup_steps: per_epoch as u64 / 2,
-        total_steps,
-        schedule: Schedule::Cosine,
-    };
-    let state = TrainState {
-        model: Tran1::new(channels, classes, &mut Init::new(config.seed, &device)),
-        optimizer: AdamW::new(AdamWConfig {
-            betas: [0.9, 0.999],
-            weight_decay: WEIGHT_DECAY,
-            clip_norm: 0.0,
-        }),
-        step: 0,
-    };
-    let mut order = Vec::new();
-    let mut step = 0;
-    observer.begin("training the tran-1 probe", total_steps);
-    let state = train(
-        state,
-        &rate,
-        || {
-            if step % per_epoch == 0 {
-                let epoch = (step / per_epoch) as u64;
-                order = random::permutation(config.seed, Purpose::Order, epoch, features.len());
-            }
-            let start = (step % per_epoch) * batch;
-            step += 1;
-            let places = &order[start..start + batch];
-            let labels: Vec<u32> = places.iter().map(|&place| labels[place]).collect();
-            Ok((Tensor::from_inner(whitened(features, places)?), labels))
-        },
-        |model: &Tran1, (maps, labels): (Tensor<3>, Vec<u32>)| {
-            cross_entropy(model.forward(maps, features.grid), &labels)
-        },
-        give_up,
-        |_, report| {
-            observer.progress(report.step, &format!("loss {:.3}", report.loss));
-            Ok(Stop::No)
-        },
-    )?;
-    observer.end();
-    let model = state.model.valid();
-    let places: Vec<usize> = (0..held_out.len()).collect();
-    let mut values = Vec::with_capacity(held_out.len() * classes);
-    for places in places.chunks(BATCH) {
-        let scores = model.forward(whitened(held_out, places)?, held_out.grid);
-        values.extend(crate::nn::values(scores));
+        let rows = maps.reshape([n * t, c]);
+        Ok(self.whitening.apply(rows).reshape([n, t, c]))
     }
-    Ok(Scores { values, classes })
 }

@@ -1,26 +1,29 @@
 //! `report.html`: one self-contained page that opens offline.
 
+mod invariance;
 mod pictures;
 mod plots;
+mod study;
 
 use askama::Template;
-use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::heat::Visible;
 use crate::observe::Silent;
-use crate::pretrain::{Images, qb_heat};
+use crate::pretrain::{Images, PretrainModel, WithModel, with_model};
 use crate::probe::{
-    Features, Matrix, Part, ProbeConfig, ProbeRecord, UNTRAINED, extract, mean_gain,
+    Features, Matrix, Part, ProbeConfig, ProbeRecord, SHIPPED_ROW, UNTRAINED, extract, mean_gain,
     nearest_neighbours, whole_images,
 };
 use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
 
+pub use invariance::write_invariance;
 use pictures::{Block, Pictures};
+pub use study::write_comparison;
 
 const REPORT_FILE: &str = "report.html";
 /// Images shown.
@@ -90,14 +93,16 @@ pub fn write_report(
         watch_plot: (knn.len() > 1)
             .then(|| plots::line(&knn, "k-NN top-1, %"))
             .transpose()?,
-        sentence: sentence(&records),
+        sentence: sentence(&records, config.method_name()),
         table: records.iter().map(|record| row(record, &records)).collect(),
         shown_from: if dataset.held_out.is_empty() {
             "Images the network was trained on: this data has no held-out part.".into()
         } else {
             "Held-out images: the network never saw them.".into()
         },
-        borrowed: if config.qb_heat.normalise_patches {
+        borrowed: if config.method_name() != Method::QbHeat.name() {
+            String::new()
+        } else if config.qb_heat.normalise_patches {
             "The network predicts each patch up to its mean and contrast; for the picture, both are borrowed from the \
              true patch."
                 .into()
@@ -123,7 +128,7 @@ fn facts(
     steps: u64,
 ) -> Vec<(&'static str, String)> {
     let mut facts = vec![
-        ("method", config.method.name().to_owned()),
+        ("method", config.method_name().to_owned()),
         (
             "encoder",
             format!(
@@ -159,12 +164,12 @@ fn facts(
     facts
 }
 
-fn sentence(records: &[ProbeRecord]) -> String {
+fn sentence(records: &[ProbeRecord], method: &str) -> String {
     if records.is_empty() {
         return "No probe results yet: `qbheat probe RUN --data …` adds them.".into();
     }
     let gain = |weights: &str| mean_gain(records, weights);
-    match (gain("qb-heat"), gain("shipped")) {
+    match (gain(method), gain(SHIPPED_ROW)) {
         (Some(run), Some(shipped)) => format!(
             "The untrained network is the floor that pre-training has to clear, and a strong one: colour alone tells many \
              classes apart. This run stands {run:+.1} points from it, averaged over the protocols: minutes of \
@@ -204,14 +209,42 @@ fn picture_rows(
     dataset: &Dataset,
     weights: &crate::nn::StateDict,
 ) -> Result<Vec<Pictures>> {
-    let named = |source| Error::Weights {
-        path: dataset.path().to_owned(),
-        source,
+    let looking = Looking {
+        config,
+        dataset,
+        weights,
     };
-    let model = weights
-        .load_into(qb_heat(config, &crate::device().autodiff())?)
-        .map_err(named)?
-        .valid();
+    with_model(config, &crate::device().autodiff(), looking)
+}
+
+/// A network that looks at images.
+struct Looking<'a> {
+    config: &'a Config,
+    dataset: &'a Dataset,
+    weights: &'a crate::nn::StateDict,
+}
+
+impl WithModel for Looking<'_> {
+    type Output = Vec<Pictures>;
+
+    fn with<M: PretrainModel>(self, model: M) -> Result<Vec<Pictures>> {
+        let model = self
+            .weights
+            .load_into(model)
+            .map_err(|source| Error::Weights {
+                path: self.dataset.path().to_owned(),
+                source,
+            })?
+            .valid();
+        pictures_of(&model, self.config, self.dataset)
+    }
+}
+
+fn pictures_of<M: PretrainModel>(
+    model: &M,
+    config: &Config,
+    dataset: &Dataset,
+) -> Result<Vec<Pictures>> {
     let pool = if dataset.held_out.is_empty() {
         &dataset.train
     } else {
@@ -227,11 +260,12 @@ fn picture_rows(
     let shown_images = Images {
         pixels: images.clone(),
         indices: shown.to_vec(),
+        labels: Vec::new(),
         epoch: 0,
     };
-    let visible = shown_images.visible(model.place(), model.patch(), config.seed);
-    let reconstruction = model.reconstruct(images.clone(), &visible);
-    let blocks = blocks(&visible, config);
+    let made = model
+        .reconstruct(&shown_images, config.seed)
+        .map(|(visible, made)| (blocks(&visible, config), made));
     let part = Part {
         dataset,
         indices: gallery.clone(),
@@ -242,9 +276,10 @@ fn picture_rows(
         stride: config.encoder.stride,
         seed: config.seed,
         epochs: 0,
+        search: false,
         memory_mib: MEMORY_MIB,
     };
-    let features = extract(&model.encoder, &part, &probe, true, &Silent)?;
+    let features = extract(model.encoder(), &part, &probe, true, &Silent)?;
     let components = principal_components(&features, shown.len())?;
     let pooled = features.whitening().apply_pooled(&features);
     let queries = Matrix {
@@ -274,12 +309,17 @@ fn picture_rows(
             Ok(Pictures {
                 name: dataset.images.name(shown[i]).to_owned(),
                 original: pictures::image(one(&images, i))?,
-                visible: pictures::visible(one(&reconstruction.visible, i), blocks[i])?,
-                reconstruction: pictures::completed(
-                    one(&images, i),
-                    one(&reconstruction.predicted, i),
-                    blocks[i],
-                )?,
+                made: made
+                    .as_ref()
+                    .map(|(blocks, made)| {
+                        let (visible, predicted) = (&made.visible, &made.predicted);
+                        let original = one(&images, i);
+                        Ok::<_, Error>([
+                            pictures::visible(one(visible, i), blocks[i])?,
+                            pictures::completed(original, one(predicted, i), blocks[i])?,
+                        ])
+                    })
+                    .transpose()?,
                 components: pictures::colours(&components[i], features.grid)?,
                 neighbours: (0..per_row)
                     .map(|k| pictures::image(one(&near_images, i * per_row + k)))

@@ -10,13 +10,16 @@ use crate::data::colour_statistics;
 use crate::error::{Error, Result};
 
 const GREY: [u8; 3] = [214, 214, 214];
+const HOT: [u8; 3] = [255, 80, 0];
+/// How much of the image the largest value of an overlay hides.
+const OPACITY: f64 = 0.85;
 
-/// The row of one image; each field but the name is a data URL.
+/// The row of one image; what is no name is a data URL.
 pub struct Pictures {
     pub name: String,
     pub original: String,
-    pub visible: String,
-    pub reconstruction: String,
+    /// What the network saw and what it made of it, where it saw a part.
+    pub made: Option<[String; 2]>,
     pub components: String,
     pub neighbours: Vec<String>,
 }
@@ -74,6 +77,31 @@ pub fn colours(positions: &[[f64; 3]], grid: [usize; 2]) -> Result<String> {
         .map(|position| position.map(|v| (255.0 * v).round() as u8))
         .collect();
     data_url(&rgb, grid)
+}
+
+/// Values from 0 to 1 of cells of `side` pixels in `rows` and `columns`, in colour over the middle of a normalised image
+/// `[1, 3, H, W]`.
+pub fn overlay(
+    image: Tensor<4>,
+    values: &[f64],
+    [rows, columns]: [usize; 2],
+    side: usize,
+) -> Result<String> {
+    let (mut rgb, [h, w]) = pixels(image);
+    let cell = |pixel: usize, pixels: usize, cells: usize| {
+        let margin = pixels.saturating_sub(cells * side) / 2;
+        let inside = pixel.checked_sub(margin)? / side;
+        (inside < cells).then_some(inside)
+    };
+    for (i, pixel) in rgb.iter_mut().enumerate() {
+        let place = cell(i / w, h, rows).zip(cell(i % w, w, columns));
+        let value = place.map_or(0.0, |(row, column)| values[row * columns + column]);
+        let share = OPACITY * value.clamp(0.0, 1.0);
+        for (colour, hot) in pixel.iter_mut().zip(HOT) {
+            *colour = (f64::from(*colour) * (1.0 - share) + f64::from(hot) * share).round() as u8;
+        }
+    }
+    data_url(&rgb, [h, w])
 }
 
 fn pixels(image: Tensor<4>) -> (Vec<[u8; 3]>, [usize; 2]) {

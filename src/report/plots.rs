@@ -5,30 +5,129 @@ use plotters::prelude::*;
 use crate::error::{Error, Result};
 
 const SIZE: (u32, u32) = (640, 320);
+const SQUARE: (u32, u32) = (400, 400);
 /// Points a curve is thinned to.
 const POINTS: usize = 400;
 const CURVE: RGBColor = RGBColor(196, 78, 32);
 const AVERAGE: RGBColor = RGBColor(40, 60, 110);
+/// Told apart by most people with a colour-vision deficiency (Okabe and Ito, 2008).
+const PALETTE: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(90, 90, 90),
+];
 
 /// The loss of each step, its running mean, and the trivial predictor's loss as a level.
 pub fn loss(losses: &[(f64, f64)], trivial: Option<f64>) -> Result<String> {
     let smooth = running_mean(losses, (losses.len() / 50).max(1));
+    let curves = [
+        Curve::plain(losses, CURVE.mix(0.35)),
+        Curve::plain(&smooth, AVERAGE.mix(1.0)),
+    ];
+    draw(["step", "loss"], &curves, trivial)
+}
+
+/// One curve over steps.
+pub fn line(points: &[(f64, f64)], label: &str) -> Result<String> {
     draw(
-        "loss",
-        &[(losses, &CURVE.mix(0.35)), (&smooth, &AVERAGE.mix(1.0))],
-        trivial,
+        ["step", label],
+        &[Curve::plain(points, AVERAGE.mix(1.0))],
+        None,
     )
 }
 
-/// One curve.
-pub fn line(points: &[(f64, f64)], label: &str) -> Result<String> {
-    draw(label, &[(points, &AVERAGE.mix(1.0))], None)
+/// Curves with their names.
+pub fn curves(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<String> {
+    let named: Vec<Curve> = curves
+        .iter()
+        .enumerate()
+        .map(|(i, (name, points))| Curve {
+            name: Some(name),
+            points,
+            colour: PALETTE[i % PALETTE.len()].mix(1.0),
+        })
+        .collect();
+    draw([x, y], &named, None)
 }
 
-fn draw(label: &str, curves: &[(&[(f64, f64)], &RGBAColor)], level: Option<f64>) -> Result<String> {
+/// Points in the complex plane by name, and the unit circle where it fits. The axes reach the farthest point, and at
+/// least `least`.
+pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String> {
     let fail = |error: String| Error::Plot(error);
-    let all = || curves.iter().flat_map(|(points, _)| points.iter());
-    let last = all().map(|p| p.0).fold(1.0, f64::max);
+    let parts = sets.iter().flat_map(|(_, points)| points.iter().flatten());
+    let farthest = parts.fold(f64::MIN_POSITIVE, |farthest, part| farthest.max(part.abs()));
+    let reach = 1.1 * farthest.max(least);
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SQUARE).into_drawing_area();
+        let mut chart = ChartBuilder::on(&area)
+            .margin(8)
+            .x_label_area_size(34)
+            .y_label_area_size(64)
+            .build_cartesian_2d(-reach..reach, -reach..reach)
+            .map_err(|error| fail(error.to_string()))?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_desc("real part")
+            .y_desc("imaginary part")
+            .draw()
+            .map_err(|error| fail(error.to_string()))?;
+        if reach >= 1.0 {
+            let angles = (0..=POINTS).map(|i| std::f64::consts::TAU * i as f64 / POINTS as f64);
+            chart
+                .draw_series(LineSeries::new(
+                    angles.map(|angle| (angle.cos(), angle.sin())),
+                    BLACK.mix(0.6).stroke_width(1),
+                ))
+                .map_err(|error| fail(error.to_string()))?;
+        }
+        for (i, (name, points)) in sets.iter().enumerate() {
+            let colour = PALETTE[i % PALETTE.len()].mix(0.7);
+            let circles = points
+                .iter()
+                .map(|&[real, imaginary]| Circle::new((real, imaginary), 3, colour.filled()));
+            chart
+                .draw_series(circles)
+                .map_err(|error| fail(error.to_string()))?
+                .label(*name)
+                .legend(move |(x, y)| Circle::new((x + 8, y), 3, colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.8))
+            .draw()
+            .map_err(|error| fail(error.to_string()))?;
+        area.present().map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(flexible(&svg, SQUARE))
+}
+
+struct Curve<'a> {
+    name: Option<&'a str>,
+    points: &'a [(f64, f64)],
+    colour: RGBAColor,
+}
+
+impl<'a> Curve<'a> {
+    fn plain(points: &'a [(f64, f64)], colour: RGBAColor) -> Self {
+        Self {
+            name: None,
+            points,
+            colour,
+        }
+    }
+}
+
+fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<String> {
+    let fail = |error: String| Error::Plot(error);
+    let all = || curves.iter().flat_map(|curve| curve.points.iter());
+    let last = all().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
     let values = || all().map(|p| p.1).chain(level);
     let low = values().fold(f64::INFINITY, f64::min);
     let high = values().fold(f64::NEG_INFINITY, f64::max);
@@ -50,14 +149,20 @@ fn draw(label: &str, curves: &[(&[(f64, f64)], &RGBAColor)], level: Option<f64>)
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
-            .x_desc("step")
-            .y_desc(label)
+            .x_desc(x)
+            .y_desc(y)
             .draw()
             .map_err(|error| fail(error.to_string()))?;
-        for (points, colour) in curves {
-            chart
-                .draw_series(LineSeries::new(thin(points), colour.stroke_width(2)))
+        for curve in curves {
+            let colour = curve.colour;
+            let drawn = chart
+                .draw_series(LineSeries::new(thin(curve.points), colour.stroke_width(2)))
                 .map_err(|error| fail(error.to_string()))?;
+            if let Some(name) = curve.name {
+                drawn.label(name).legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
+                });
+            }
         }
         if let Some(level) = level {
             chart
@@ -67,11 +172,23 @@ fn draw(label: &str, curves: &[(&[(f64, f64)], &RGBAColor)], level: Option<f64>)
                 ))
                 .map_err(|error| fail(error.to_string()))?;
         }
+        if curves.iter().any(|curve| curve.name.is_some()) {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerRight)
+                .background_style(WHITE.mix(0.8))
+                .draw()
+                .map_err(|error| fail(error.to_string()))?;
+        }
         area.present().map_err(|error| fail(error.to_string()))?;
     }
-    // A fixed size does not fit on a phone; the view box keeps the proportions.
-    let fixed = format!("width=\"{}\" height=\"{}\" ", SIZE.0, SIZE.1);
-    Ok(svg.replacen(&fixed, "", 1))
+    Ok(flexible(&svg, SIZE))
+}
+
+/// A fixed size does not fit on a phone; the view box keeps the proportions.
+fn flexible(svg: &str, (width, height): (u32, u32)) -> String {
+    let fixed = format!("width=\"{width}\" height=\"{height}\" ");
+    svg.replacen(&fixed, "", 1)
 }
 
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {

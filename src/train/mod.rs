@@ -128,6 +128,8 @@ pub struct RunConfig {
     pub watch_every: usize,
     /// Images that such a look uses, for training and for scoring each.
     pub watch_images: usize,
+    /// The run stops where such a look finds a smaller effective rank.
+    pub rank_floor: f64,
 }
 
 impl Default for RunConfig {
@@ -138,6 +140,7 @@ impl Default for RunConfig {
             skip_non_finite: 0,
             watch_every: 5,
             watch_images: 2000,
+            rank_floor: 0.0,
         }
     }
 }
@@ -162,6 +165,12 @@ impl RunConfig {
             "run.watch_images",
             self.watch_images,
             "at least 100",
+        )?;
+        require(
+            self.rank_floor.is_finite() && self.rank_floor >= 0.0,
+            "run.rank_floor",
+            self.rank_floor,
+            "a number from 0 up",
         )
     }
 }

@@ -93,7 +93,7 @@ pub fn give_up<M>(_state: &TrainState<M>, bad: &BadStep) -> Result<()> {
     Err(bad.error())
 }
 
-/// Trains until `rate.total_steps` steps are taken or `after` says stop.
+/// Trains until `rate.total_steps` steps are taken or `after`, which comes behind each step, says stop.
 ///
 /// `next` gives the batch of the next step, `loss` its loss, `[1]`. Where the loss or a gradient is not finite, the
 /// network stays as it was before that step, running statistics included, and `bad` decides: an error ends training,
@@ -104,7 +104,7 @@ pub fn train<M: Module, B>(
     mut next: impl FnMut() -> Result<B>,
     mut loss: impl FnMut(&M, B) -> Tensor<1>,
     mut bad: impl FnMut(&TrainState<M>, &BadStep) -> Result<()>,
-    mut after: impl FnMut(&TrainState<M>, &StepReport) -> Result<Stop>,
+    mut after: impl FnMut(&mut TrainState<M>, &StepReport) -> Result<Stop>,
 ) -> Result<TrainState<M>> {
     while state.step < rate.total_steps {
         let start = Instant::now();
@@ -149,7 +149,7 @@ pub fn train<M: Module, B>(
                 optimizer: with_gradients.elapsed(),
             },
         };
-        if after(&state, &report)? == Stop::Now {
+        if after(&mut state, &report)? == Stop::Now {
             break;
         }
     }

@@ -251,6 +251,7 @@ fn epochs(dataset: &Dataset, data: DataConfig) -> (Vec<(usize, blake3::Hash)>, V
         seed: 1,
         image_size: ImageSize::square(SIDE),
         batch_size: 4,
+        views: 1,
         data,
     };
     let mut loader = Loader::new(&dataset.images, &subset, &loading, 0);

@@ -27,6 +27,7 @@ fn batches(
         seed: 5,
         image_size: ImageSize::square(16),
         batch_size: 32,
+        views: 1,
         data: DataConfig {
             loader_threads: threads,
             ..DataConfig::default()

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use qbheat::data::ImageSize;
 use qbheat::encoder::{self, Build, Encoder, EncoderSpec};
 use qbheat::nn::{Init, StateDict, use_batch_statistics};
+use qbheat::train::{AdamW, AdamWConfig};
 
 use crate::support::{difference, gradients, json, qbheat, tensor, values, wave};
 
@@ -94,11 +95,40 @@ fn mobilenet_v2_has_the_published_counts() {
 }
 
 #[test]
+fn resnets_have_the_published_counts() {
+    // torchvision's resnet18 and resnet50 with their classifiers: parameters, 10⁹ multiply-adds.
+    for (name, parameters, multiply_adds) in [
+        ("resnet-18", 11_689_512, 1.81),
+        ("resnet-50", 25_557_032, 4.09),
+    ] {
+        let counts = encoder::find(name)
+            .unwrap()
+            .counts(32, ImageSize::square(224))
+            .unwrap();
+        let classifier = (counts.channels + 1) * 1000;
+        assert_eq!(counts.parameters + classifier, parameters, "{name}");
+        let all = counts.multiply_adds as f64 + counts.channels as f64 * 1000.0;
+        assert!(
+            (all / 1e9 / multiply_adds - 1.0).abs() < 0.01,
+            "{name}: {all}"
+        );
+    }
+}
+
+#[test]
 fn every_encoder_maps_whole_images_quarters_and_odd_sizes_at_every_stride() {
     for spec in encoder::all() {
         for &stride in spec.strides {
+            assert_eq!(spec.default_stride(8 * stride), stride, "{}", spec.name);
             let encoder = build(spec, stride).valid();
-            for [height, width] in [[64, 64], [32, 32], [96, 32], [41, 70]] {
+            // At most the 8×8 map of the method, so that small strides cost no more than large ones.
+            let side = (8 * stride).min(64);
+            for [height, width] in [
+                [side, side],
+                [side / 2, side / 2],
+                [side + side / 2, side / 2],
+                [side - 23, side + 6],
+            ] {
                 let map = encoder.forward(image(height, width).inner());
                 assert_eq!(
                     map.dims(),
@@ -119,25 +149,40 @@ fn every_encoder_maps_whole_images_quarters_and_odd_sizes_at_every_stride() {
 }
 
 #[test]
-fn every_parameter_of_every_encoder_learns_from_the_map_alone() {
+fn every_parameter_of_every_encoder_learns_from_the_map_alone_at_every_stride() {
     for spec in encoder::all() {
-        let encoder = build(spec, spec.strides[0]);
-        let map = encoder.forward(image(64, 64));
-        let weights: Tensor<4> = tensor(&wave(&map.dims(), 1.0, 1.0));
-        let grads = (map * weights).sum().backward();
-        let found = gradients(&encoder, &grads);
-        let names: Vec<String> = StateDict::of(&encoder)
-            .0
-            .into_keys()
-            .filter(|name| !name.contains("running_"))
-            .collect();
-        assert_eq!(found.len(), names.len(), "{}", spec.name);
-        for (name, gradient) in found {
-            assert!(
-                gradient.iter().all(|v| v.is_finite()) && gradient.iter().any(|&v| v != 0.0),
-                "{}: {name}",
-                spec.name
-            );
+        for &stride in spec.strides {
+            let case = format!("{} at stride {stride}", spec.name);
+            let encoder = build(spec, stride);
+            let side = (2 * stride).max(32);
+            let map = encoder.forward(image(side, side));
+            let weights: Tensor<4> = tensor(&wave(&map.dims(), 1.0, 1.0));
+            let grads = (map * weights).sum().backward();
+            let before = StateDict::of(&encoder).0;
+            let found = gradients(&encoder, &grads);
+            let parameters = before.keys().filter(|name| !name.contains("running_"));
+            assert_eq!(found.len(), parameters.count(), "{case}");
+            for (name, gradient) in &found {
+                assert!(
+                    gradient.iter().all(|v| v.is_finite()) && gradient.iter().any(|&v| v != 0.0),
+                    "{case}: {name}"
+                );
+            }
+
+            let norm = AdamW::gradient_norm(&encoder, &grads);
+            let mut optimizer = AdamW::new(AdamWConfig {
+                betas: [0.9, 0.95],
+                weight_decay: 0.0,
+                clip_norm: 3.0,
+            });
+            let after = StateDict::of(&optimizer.step(encoder, grads, norm, 1e-3)).0;
+            assert!(after != before, "{case}");
+            for (name, tensor) in after {
+                assert!(
+                    tensor.values.iter().all(|v| v.is_finite()),
+                    "{case}: {name} after a step"
+                );
+            }
         }
     }
 }
@@ -255,6 +300,7 @@ fn reestimated_statistics_are_those_of_the_batches() {
         stride: 4,
         seed: 0,
         epochs: 0,
+        search: false,
         memory_mib: 0,
     };
     // All batches are the same 16 images, so the statistics of the first layer are known.

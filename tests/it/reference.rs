@@ -2,17 +2,21 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use qbheat::baseline::{MoCo, MoCoConfig};
 use qbheat::config::Config;
 use qbheat::encoder::{
-    Build, DynamicRelu, Former, FormerToMobile, InvertedResidual, MobileFormer, MobileToFormer,
-    Residual, Row, Table,
+    Build, DynamicRelu, Encoder, Former, FormerToMobile, InvertedResidual, MobileFormer,
+    MobileToFormer, ResNet, ResNetTable, Residual, Row, Table,
 };
-use qbheat::heat::{Parametrisation, Propagator, Quadrant, Visible, all_show, normalised_patches};
+use qbheat::heat::{
+    Parametrisation, Propagator, QbHeatConfig, Quadrant, Visible, all_show, normalised_patches,
+};
+use qbheat::latent::{Latent, ObjectiveConfig};
 use qbheat::nn::{
     Activation, Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics,
 };
-use qbheat::pretrain::qb_heat;
-use qbheat::probe::{Matrix, fit_logistic};
+use qbheat::pretrain::{PretrainModel, qb_heat};
+use qbheat::probe::{Matrix, cross_entropy, fit_logistic};
 use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
 
 use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
@@ -278,6 +282,31 @@ fn a_mobile_former_equals_pytorch_on_whole_images_and_quarters_in_both_modes() {
 }
 
 #[test]
+fn small_resnets_equal_pytorch_in_both_modes() {
+    for (case, bottleneck) in [("resnet-mini", false), ("resnet-mini-bottleneck", true)] {
+        let table = ResNetTable {
+            width: 6,
+            blocks: [2, 1, 0, 0],
+            bottleneck,
+        };
+        let network = |stride| ResNet::new(&table, Build { stride, inputs: 3 }, &mut init());
+        layer_case(case, network(8), [2, 3, 30, 26], |network, x| {
+            channels_last(|x| network.forward(x), x)
+        });
+        // Stride 2: a stem that does not halve, and no pool.
+        let network = fill(network(2)).valid();
+        let image: Tensor<4> = tensor(&wave(&[2, 3, 12, 10], 0.5, 1.0));
+        let map = channels_last(|x| network.forward(x), image.inner());
+        assert_close(
+            &fixtures(),
+            &format!("{case}/evaluation"),
+            &values(map),
+            FORWARD,
+        );
+    }
+}
+
+#[test]
 fn propagator_equals_pytorch_in_all_parametrisations() {
     use Parametrisation::*;
     let fixtures = fixtures();
@@ -375,6 +404,109 @@ fn whole_model_has_the_loss_of_the_pytorch_model() {
         let loss = values(model.loss(images, &visible));
         assert_close(&fixtures, &format!("model-{kind}/output"), &loss, FORWARD);
     }
+}
+
+/// Loss, gradients, running statistics and what follows of a rival.
+fn rival_case<M: PretrainModel>(case: &str, model: M, loss: impl Fn(&M) -> Tensor<1>) {
+    let fixtures = fixtures();
+    let model = fill(model);
+    let loss = loss(&model);
+    assert_close(
+        &fixtures,
+        &format!("{case}/output"),
+        &values(loss.clone()),
+        FORWARD,
+    );
+    let found = gradients(&model, &loss.backward());
+    let prefix = format!("{case}/gradient/");
+    // Nothing else has a gradient: neither keys nor teachers.
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        fixtures.under(&prefix).0.keys().collect::<Vec<_>>()
+    );
+    for (name, gradient) in &found {
+        assert_close(&fixtures, &format!("{prefix}{name}"), gradient, BACKWARD);
+    }
+    assert_running_statistics(&fixtures, case, &model);
+    let followed = fixtures.under(&format!("{case}/followed/"));
+    let state = StateDict::of(&model.follow());
+    let prefix = if case == "moco" { "key." } else { "teacher." };
+    let teacher = state.under(prefix);
+    assert!(!followed.0.is_empty());
+    for (name, expected) in &followed.0 {
+        let error = difference(&teacher.0[name].values, &expected.values);
+        assert!(
+            error <= FORWARD,
+            "{case}: {name} follows with error {error:e}"
+        );
+    }
+}
+
+fn rival_encoder(build: Build) -> Encoder {
+    let table = ResNetTable {
+        width: 6,
+        blocks: [1, 0, 0, 0],
+        bottleneck: false,
+    };
+    Encoder::ResNet(ResNet::new(&table, build, &mut init()))
+}
+
+const RIVAL: Build = Build {
+    stride: 4,
+    inputs: 3,
+};
+
+#[test]
+fn a_step_of_moco_equals_pytorch() {
+    let config = MoCoConfig {
+        queue: 6,
+        dim: 4,
+        sub_batches: 2,
+        momentum: 0.75,
+        ..MoCoConfig::default()
+    };
+    let model = MoCo::new(&config, rival_encoder(RIVAL), &mut init());
+    let views: Tensor<4> = tensor(&wave(&[16, 3, 16, 16], 0.65, 1.0));
+    rival_case("moco", model, |model| {
+        model.info_nce(views.clone(), &[2, 5, 0, 7, 3, 1, 6, 4])
+    });
+}
+
+#[test]
+fn a_step_with_latent_targets_equals_pytorch() {
+    use Quadrant::*;
+    let objective = ObjectiveConfig {
+        decorrelation: 0.3,
+        momentum: 0.75,
+        ..ObjectiveConfig::default()
+    };
+    let model = Latent::new(
+        &QbHeatConfig::default(),
+        &objective,
+        rival_encoder(RIVAL),
+        RIVAL,
+        &mut init(),
+    );
+    let images: Tensor<4> = tensor(&wave(&[8, 3, 16, 16], 1.85, 1.0));
+    let visible = Visible::Quadrants(
+        [TopLeft, TopRight, BottomLeft, BottomRight]
+            .into_iter()
+            .flat_map(|quadrant| [quadrant; 2])
+            .collect(),
+    );
+    rival_case("latent", model, |model| {
+        model.loss_of(images.clone(), &visible)
+    });
+}
+
+#[test]
+fn label_smoothing_equals_pytorch() {
+    let fixtures = fixtures();
+    let scores: Tensor<2> = tensor(&wave(&[5, 4], 0.3, 2.0)).require_grad();
+    let loss = cross_entropy(scores.clone(), &[0, 3, 1, 1, 2], 0.1);
+    assert_close(&fixtures, "smoothed/output", &values(loss.clone()), FORWARD);
+    let gradient = values(scores.grad(&loss.backward()).unwrap());
+    assert_close(&fixtures, "smoothed/gradient/scores", &gradient, BACKWARD);
 }
 
 #[test]

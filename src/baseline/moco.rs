@@ -1,0 +1,225 @@
+//! MoCo-v2: "Momentum Contrast for Unsupervised Visual Representation Learning" (He et al., arXiv 1911.05722) with the
+//! projection, the temperature and the augmentation of "Improved Baselines with Momentum Contrastive Learning" (Chen et
+//! al., arXiv 2003.04297).
+
+use burn::module::{Module, RunningState};
+use burn::tensor::activation::{log_softmax, relu};
+use burn::tensor::{Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::config::require;
+use crate::encoder::Encoder;
+use crate::error::Result;
+use crate::nn::{Init, Linear, follow, teacher_of};
+use crate::pretrain::{Images, PretrainModel};
+use crate::random::{self, Purpose};
+
+/// PyTorch's, in `normalize`.
+const EPSILON: f32 = 1e-12;
+
+/// MoCo-v2's choices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MoCoConfig {
+    /// Keys of earlier batches that serve as negatives.
+    pub queue: usize,
+    /// What similarities are divided by.
+    pub temperature: f64,
+    /// Share of its weights that the key encoder keeps in each step.
+    pub momentum: f64,
+    /// Length of queries and keys.
+    pub dim: usize,
+    /// Parts of a batch whose keys are normalised by statistics of their own, after shuffling; 1 for none.
+    pub sub_batches: usize,
+}
+
+impl Default for MoCoConfig {
+    fn default() -> Self {
+        Self {
+            queue: 8192,
+            temperature: 0.2,
+            momentum: 0.99,
+            dim: 128,
+            sub_batches: 4,
+        }
+    }
+}
+
+impl MoCoConfig {
+    /// Whether every value is usable with batches of this size.
+    pub(crate) fn check(&self, batch_size: usize) -> Result<()> {
+        require(self.queue > 0, "moco.queue", self.queue, "at least 1")?;
+        require(
+            self.temperature.is_finite() && self.temperature > 0.0,
+            "moco.temperature",
+            self.temperature,
+            "a number above 0",
+        )?;
+        require(
+            (0.0..=1.0).contains(&self.momentum),
+            "moco.momentum",
+            self.momentum,
+            "a share from 0 to 1",
+        )?;
+        require(self.dim > 0, "moco.dim", self.dim, "at least 1")?;
+        require(
+            self.sub_batches > 0 && batch_size >= 2 * self.sub_batches,
+            "moco.sub_batches",
+            self.sub_batches,
+            &format!(
+                "from 1 to half of optim.batch_size = {batch_size}: batch normalisation needs two images"
+            ),
+        )
+    }
+}
+
+/// An encoder, mean pooling and a two-layer projection: image to a vector of length 1.
+#[derive(Module, Debug)]
+struct Branch {
+    encoder: Encoder,
+    hidden: Linear,
+    projection: Linear,
+}
+
+impl Branch {
+    /// `[N, C, H, W]` to `[N, dim]`.
+    fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        let map = self.encoder.channels_last(images);
+        let [n, h, w, c] = map.dims();
+        let pooled = map.reshape([n, h * w, c]).mean_dim(1).squeeze_dim::<2>(1);
+        unit(self.projection.forward(relu(self.hidden.forward(pooled))))
+    }
+}
+
+/// Rows divided by their lengths.
+fn unit(rows: Tensor<2>) -> Tensor<2> {
+    let lengths = (rows.clone() * rows.clone()).sum_dim(1).sqrt();
+    rows / lengths.clamp_min(EPSILON)
+}
+
+/// Query encoder, key encoder and queue.
+#[derive(Module, Debug)]
+pub struct MoCo {
+    query: Branch,
+    /// An average of the query branch over time.
+    key: Branch,
+    /// Keys, `[queue, dim]`, the newest first. A running state: a step that comes to nothing leaves it as it was.
+    running_queue: RunningState<Tensor<2>>,
+    temperature: f64,
+    momentum: f64,
+    sub_batches: usize,
+}
+
+impl MoCo {
+    /// A fresh projection, a key branch like the query branch, and a queue of random directions.
+    pub fn new(config: &MoCoConfig, encoder: Encoder, init: &mut Init) -> Self {
+        let channels = encoder.channels();
+        let query = Branch {
+            encoder,
+            hidden: init.linear(channels, channels),
+            projection: init.linear(channels, config.dim),
+        };
+        let queue = init.normal([config.queue, config.dim], 1.0);
+        Self {
+            key: teacher_of(&query),
+            query,
+            running_queue: RunningState::new(unit(queue.val().detach())),
+            temperature: config.temperature,
+            momentum: config.momentum,
+            sub_batches: config.sub_batches,
+        }
+    }
+
+    /// The keys in the queue, `[queue, dim]`, the newest first.
+    pub fn queue(&self) -> Tensor<2> {
+        self.running_queue.value()
+    }
+
+    /// InfoNCE (arXiv 1911.05722, equation 1), averaged, `[1]`: the key of the same image against the queue. The keys
+    /// then enter the queue.
+    ///
+    /// `views`: `[2·N, C, H, W]`, the queries' views, then the keys'. `order`: the places of the keys' images in the
+    /// order in which they are cut into sub-batches.
+    pub fn info_nce(&self, views: Tensor<4>, order: &[usize]) -> Tensor<1> {
+        let n = order.len();
+        let queries = self.query.forward(views.clone().slice_dim(0, 0..n));
+        let keys = self.keys(views.slice_dim(0, n..2 * n), order);
+        let queue = self.running_queue.value();
+        let positive = (queries.clone() * keys.clone()).sum_dim(1);
+        let negative = queries.matmul(queue.clone().transpose());
+        let logits = Tensor::cat(vec![positive, negative], 1) / self.temperature;
+        let loss = log_softmax(logits, 1).slice_dim(1, 0..1).mean().neg();
+        let [kept, _] = queue.dims();
+        let newest = Tensor::cat(vec![keys, queue], 0).slice_dim(0, 0..kept);
+        self.running_queue.update(newest);
+        self.running_queue.value_sync();
+        loss
+    }
+
+    /// Keys of images, `[N, dim]`, in the images' order. Each sub-batch of the images in `order` is normalised by its own
+    /// statistics, so that a query and its key do not share theirs (arXiv 1911.05722, "Shuffling BN").
+    pub fn keys(&self, images: Tensor<4>, order: &[usize]) -> Tensor<2> {
+        let device = images.device();
+        let select = |places: Vec<i32>| {
+            let count = places.len();
+            Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device)
+        };
+        let mut back = vec![0; order.len()];
+        for (shuffled, &place) in order.iter().enumerate() {
+            back[place] = shuffled as i32;
+        }
+        let parts = (0..self.sub_batches).map(|part| {
+            let bounds = [part, part + 1].map(|p| p * order.len() / self.sub_batches);
+            let places = order[bounds[0]..bounds[1]].iter().map(|&p| p as i32);
+            let images = images.clone().select(0, select(places.collect()));
+            self.key.forward(images)
+        });
+        Tensor::cat(parts.collect(), 0)
+            .select(0, select(back))
+            .detach()
+    }
+}
+
+impl PretrainModel for MoCo {
+    const VIEWS: usize = 2;
+    const PRESET: &'static str = "
+        [data]
+        crop_scale = [0.2, 1.0]
+        jitter = [0.4, 0.4, 0.4, 0.1]
+        jitter_share = 0.8
+        grey = 0.2
+        blur = 0.5
+    ";
+
+    fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {
+        let first = batch.indices.first().map_or(0, |&index| index as u64);
+        let mut stream = random::stream(seed, Purpose::Shuffle, batch.epoch, first);
+        let order = random::shuffled(batch.indices.len(), &mut stream);
+        self.info_nce(batch.pixels.clone(), &order)
+    }
+
+    fn encoder(&self) -> &Encoder {
+        &self.query.encoder
+    }
+
+    fn with_encoder(mut self, encoder: Encoder) -> Self {
+        self.key.encoder = teacher_of(&encoder);
+        self.query.encoder = encoder;
+        self
+    }
+
+    /// All keys alike.
+    fn trivial_loss(&self, _batches: &[Images], _seed: u64) -> f64 {
+        let [queue, _] = self.queue().dims();
+        (1.0 + queue as f64).ln()
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    fn follow(mut self) -> Self {
+        self.key = follow(self.key, &self.query, self.momentum);
+        self
+    }
+}

@@ -1,0 +1,108 @@
+//! The page of a study, or of runs that are compared.
+
+use std::path::Path;
+
+use askama::Template;
+
+use super::plots;
+use crate::config::Method;
+use crate::error::{Error, Result};
+use crate::study::{Cell, Row, rows, to_csv, to_markdown};
+use crate::train::{create_folder, write_durably};
+
+#[derive(Template)]
+#[template(path = "study.html")]
+struct Page {
+    title: String,
+    table: Vec<Line>,
+    failed: Vec<(String, String)>,
+    plots: Vec<(String, String)>,
+}
+
+struct Line {
+    encoder: String,
+    protocol: &'static str,
+    labels: String,
+    method: String,
+    top1: String,
+    seeds: usize,
+    difference: String,
+    epochs: String,
+    minutes: String,
+    paper: &'static str,
+    is_moco: bool,
+}
+
+/// Writes `table.md`, `table.csv` and `report.html` into `out`.
+pub fn write_comparison(
+    cells: &[Cell],
+    failed: &[(String, String)],
+    title: &str,
+    out: &Path,
+) -> Result<()> {
+    create_folder(out)?;
+    let rows = rows(cells);
+    let page = Page {
+        title: title.to_owned(),
+        table: rows.iter().map(line).collect(),
+        failed: failed.to_vec(),
+        plots: course_plots(cells)?,
+    };
+    let html = page
+        .render()
+        .map_err(|error| Error::Plot(error.to_string()))?;
+    for (name, text) in [
+        ("table.md", to_markdown(&rows)),
+        ("table.csv", to_csv(&rows)),
+        ("report.html", html),
+    ] {
+        write_durably(&out.join(name), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn line(row: &Row) -> Line {
+    Line {
+        encoder: row.encoder.clone(),
+        protocol: row.protocol.name(),
+        labels: row.share(),
+        method: row.title(),
+        top1: row.figure(),
+        seeds: row.top1.len(),
+        difference: row.difference(),
+        epochs: format!("{:.0}", row.epochs),
+        minutes: format!("{:.1}", row.minutes),
+        paper: row.paper.unwrap_or("–"),
+        is_moco: row.method == Method::MocoV2.name(),
+    }
+}
+
+/// For each encoder: k-NN accuracy and effective rank by minutes of pre-training, a curve a method, of its first seed.
+fn course_plots(cells: &[Cell]) -> Result<Vec<(String, String)>> {
+    let mut encoders: Vec<&str> = cells.iter().map(|cell| &*cell.encoder).collect();
+    encoders.dedup();
+    let mut plots = Vec::new();
+    for encoder in encoders {
+        for (label, of) in [
+            (
+                "k-NN top-1, %",
+                (|cell| &cell.curve) as fn(&Cell) -> &Vec<(f64, f64)>,
+            ),
+            ("effective rank", |cell| &cell.ranks),
+        ] {
+            let mut curves: Vec<(String, &[(f64, f64)])> = Vec::new();
+            for cell in cells.iter().filter(|cell| cell.encoder == encoder) {
+                let title = crate::study::title(&cell.method);
+                let seen = curves.iter().any(|(name, _)| *name == title);
+                if !of(cell).is_empty() && !seen {
+                    curves.push((title, of(cell)));
+                }
+            }
+            if !curves.is_empty() {
+                let svg = plots::curves(&curves, "minutes of pre-training", label)?;
+                plots.push((format!("{encoder}: {label}"), svg));
+            }
+        }
+    }
+    Ok(plots)
+}

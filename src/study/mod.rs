@@ -1,0 +1,189 @@
+//! Methods × encoders × seeds × protocols as one table that can be gone on with.
+
+mod plan;
+mod run;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::data::ImageSize;
+use crate::error::{Error, Result};
+use crate::probe::{Protocol, UNTRAINED};
+
+pub use plan::{Plan, PlannedCell};
+pub use run::{Study, StudyOutcome, cells_of_runs};
+pub(crate) use table::title;
+pub use table::{Interval, Row, rows, to_csv, to_markdown};
+
+/// A study file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyFile {
+    /// The images to pre-train on and to train probes on, as `--data` has them.
+    pub data: PathBuf,
+    /// The images to score; empty for those that the data set holds out.
+    #[serde(default)]
+    pub val: PathBuf,
+    /// Size of the images.
+    #[serde(default = "default_size")]
+    pub image_size: ImageSize,
+    /// Image pixels a position of the feature map; 0 chooses.
+    #[serde(default)]
+    pub stride: usize,
+    /// Epochs of pre-training: the same for all.
+    pub epochs: Option<usize>,
+    /// Or minutes of pre-training at the pace that each method has on this machine.
+    pub minutes: Option<f64>,
+    /// Images a step.
+    #[serde(default = "default_batch")]
+    pub batch_size: usize,
+    /// Encoders by name.
+    pub encoders: Vec<String>,
+    /// `qb-heat`, `qb-heat-latent`, `moco-v2`, `supervised`, `untrained`, or names that a table `[set.NAME]` explains.
+    pub methods: Vec<String>,
+    /// Seeds of pre-training.
+    #[serde(default = "default_seeds")]
+    pub seeds: Vec<u64>,
+    /// How features are scored.
+    #[serde(default = "default_protocols")]
+    pub protocols: Vec<Protocol>,
+    /// Shares of the labels that linear and tran-1 are scored with.
+    #[serde(default = "default_labels")]
+    pub labels: Vec<f64>,
+    /// For a method or an encoder: settings that differ, beside `method` (which one a made-up name is), `seeds`,
+    /// `encoders` and `labels` (where it has not all).
+    #[serde(default)]
+    pub set: Table,
+}
+
+fn default_size() -> ImageSize {
+    ImageSize::square(64)
+}
+
+fn default_batch() -> usize {
+    128
+}
+
+fn default_seeds() -> Vec<u64> {
+    vec![0]
+}
+
+fn default_protocols() -> Vec<Protocol> {
+    vec![Protocol::Knn, Protocol::Linear, Protocol::Tran1]
+}
+
+fn default_labels() -> Vec<f64> {
+    vec![1.0]
+}
+
+impl StudyFile {
+    /// Reads and checks a study file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let at = |message: String| Error::Config {
+            path: path.to_owned(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::Missing {
+                path: path.to_owned(),
+                flag: "STUDY",
+            },
+            _ => at(error.to_string()),
+        })?;
+        let file: Self = toml::from_str(&text).map_err(|error| at(error.to_string()))?;
+        file.check().map_err(at)?;
+        Ok(file)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (self.epochs, self.minutes) {
+            (None, None) => return Err("needs `epochs` or `minutes`".into()),
+            (Some(_), Some(_)) => return Err("has `epochs` and `minutes`; give one".into()),
+            (Some(0), _) => return Err("epochs = 0: at least 1".into()),
+            (_, Some(minutes)) if !(minutes > 0.0 && minutes.is_finite()) => {
+                return Err(format!("minutes = {minutes}: a number above 0"));
+            }
+            _ => {}
+        }
+        for (key, empty) in [
+            ("encoders", self.encoders.is_empty()),
+            ("methods", self.methods.is_empty()),
+            ("seeds", self.seeds.is_empty()),
+            ("protocols", self.protocols.is_empty()),
+            ("labels", self.labels.is_empty()),
+        ] {
+            if empty {
+                return Err(format!("{key} = []: at least one"));
+            }
+        }
+        if let Some(share) = self.labels.iter().find(|&&s| !(s > 0.0 && s <= 1.0)) {
+            return Err(format!("labels has {share}: shares above 0 and up to 1"));
+        }
+        let known = |name: &str| self.methods.iter().chain(&self.encoders).any(|n| n == name);
+        if let Some(name) = self.set.keys().find(|name| !known(name)) {
+            return Err(format!(
+                "[set.{name}]: no method or encoder of this study is called so"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One score of a cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// How it was scored.
+    pub protocol: Protocol,
+    /// Share of the labels used.
+    pub labels: f64,
+    /// Share of scored images whose class came first, in percent.
+    pub top1: f64,
+    /// Among the first five, where there are more classes.
+    pub top5: Option<f64>,
+    /// Images that the probe was trained on, and scored.
+    pub images: [usize; 2],
+    /// What was chosen on held-out training images.
+    pub details: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A pre-trained (or untrained) encoder and its scores.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cell {
+    /// As the study calls it.
+    pub method: String,
+    /// Name of the encoder.
+    pub encoder: String,
+    /// Seed of pre-training and of the probes.
+    pub seed: u64,
+    /// Epochs of pre-training.
+    pub epochs: usize,
+    /// Minutes that its steps took; other work on the machine is in it.
+    pub minutes: f64,
+    /// Loss of the last epoch's steps, averaged.
+    pub loss: Option<f64>,
+    /// k-NN accuracy along the way, in percent, by minutes of training.
+    pub curve: Vec<(f64, f64)>,
+    /// Effective rank of the features along the way, by minutes.
+    pub ranks: Vec<(f64, f64)>,
+    /// The scores.
+    pub scores: Vec<Score>,
+    /// The configuration without what concerns the machine, as TOML.
+    pub config: String,
+}
+
+impl Cell {
+    /// Whether nothing was trained.
+    pub fn is_untrained(&self) -> bool {
+        self.method == UNTRAINED
+    }
+
+    /// The score of a protocol with a share of the labels.
+    pub fn score(&self, protocol: Protocol, labels: f64) -> Option<&Score> {
+        self.scores
+            .iter()
+            .find(|score| score.protocol == protocol && score.labels == labels)
+    }
+}

@@ -1,0 +1,243 @@
+//! From a study file to cells, each with a complete configuration.
+
+use toml::{Table, Value};
+
+use super::StudyFile;
+use crate::config::{Config, LATENT, Method};
+use crate::error::{Error, Result, nearest};
+use crate::probe::{Protocol, Task, UNTRAINED};
+
+/// Keys of `[set.NAME]` that are not settings.
+const OWN_KEYS: [&str; 4] = ["method", "seeds", "encoders", "labels"];
+
+/// One cell to be run.
+#[derive(Clone, Debug)]
+pub struct PlannedCell {
+    /// As the study calls it.
+    pub method: String,
+    /// The configuration; where the study counts minutes, its epochs are still to be found.
+    pub config: Config,
+    /// How it is scored.
+    pub tasks: Vec<Task>,
+}
+
+impl PlannedCell {
+    /// Its name, also as part of a path.
+    pub fn name(&self) -> String {
+        let plain: String = self
+            .method
+            .chars()
+            .map(|c| {
+                if c.is_alphanumeric() || "-.".contains(c) {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect();
+        format!(
+            "{plain}.{}.seed{}",
+            self.config.encoder.name, self.config.seed
+        )
+    }
+
+    /// Whether nothing is trained.
+    pub fn is_untrained(&self) -> bool {
+        self.method == UNTRAINED
+    }
+}
+
+/// All cells of a study, in the order in which they are run: seed by seed, so that an early stop leaves whole columns.
+pub struct Plan {
+    /// The cells.
+    pub cells: Vec<PlannedCell>,
+}
+
+impl Plan {
+    /// Resolves a study file; `common` are settings of the command line, which hold for all cells.
+    pub fn new(file: &StudyFile, common: &[(String, String)]) -> Result<Self> {
+        let mut cells = Vec::new();
+        for &seed in &file.seeds {
+            for encoder in &file.encoders {
+                for method in &file.methods {
+                    if file.has(method, encoder, seed)? {
+                        cells.push(file.cell(method, encoder, seed, common)?);
+                    }
+                }
+            }
+        }
+        Ok(Self { cells })
+    }
+}
+
+impl StudyFile {
+    fn own(&self, name: &str, key: &str) -> Option<&Value> {
+        self.set.get(name)?.get(key)
+    }
+
+    /// Whether the study has this combination.
+    fn has(&self, method: &str, encoder: &str, seed: u64) -> Result<bool> {
+        for name in [method, encoder] {
+            if let Some(seeds) = self.own(name, "seeds") {
+                let seeds: Vec<u64> = read(name, "seeds", seeds)?;
+                if !seeds.contains(&seed) {
+                    return Ok(false);
+                }
+            }
+        }
+        match self.own(method, "encoders") {
+            Some(encoders) => {
+                let encoders: Vec<String> = read(method, "encoders", encoders)?;
+                Ok(encoders.iter().any(|name| name == encoder))
+            }
+            None => Ok(true),
+        }
+    }
+
+    fn cell(
+        &self,
+        method: &str,
+        encoder: &str,
+        seed: u64,
+        common: &[(String, String)],
+    ) -> Result<PlannedCell> {
+        let base: String = match self.own(method, "method") {
+            Some(base) => read(method, "method", base)?,
+            None => method.to_owned(),
+        };
+        let mut settings: Vec<(String, String)> = match base.as_str() {
+            // Whatever the method would be: only encoder and images matter.
+            UNTRAINED => Vec::new(),
+            LATENT => vec![("objective.target".into(), "latent".into())],
+            name if Method::ALL.iter().any(|known| known.name() == name) => {
+                vec![("method".into(), name.into())]
+            }
+            _ => {
+                let known = Method::ALL.map(Method::name);
+                return Err(Error::Unknown {
+                    what: "method (give [set.NAME] method = \"…\" for names of your own)",
+                    given: base.clone(),
+                    nearest: nearest(&base, known.into_iter().chain([LATENT, UNTRAINED])),
+                });
+            }
+        };
+        let mut add = |key: &str, value: String| settings.push((key.into(), value));
+        add("data.path", self.data.display().to_string());
+        add("encoder.name", encoder.to_owned());
+        add("encoder.stride", self.stride.to_string());
+        add("image_size", self.image_size.to_toml());
+        add("optim.batch_size", self.batch_size.to_string());
+        add("seed", seed.to_string());
+        if let Some(epochs) = self.epochs {
+            add("optim.epochs", epochs.to_string());
+        }
+        for name in [encoder, method] {
+            if let Some(Value::Table(table)) = self.set.get(name) {
+                flatten(table, "", &mut settings);
+            }
+        }
+        settings.extend_from_slice(common);
+        let labels = match self.own(method, "labels").or(self.own(encoder, "labels")) {
+            Some(labels) => read(method, "labels", labels)?,
+            None => self.labels.clone(),
+        };
+        Ok(PlannedCell {
+            method: method.to_owned(),
+            config: Config::load(None, &settings)?,
+            tasks: tasks(&self.protocols, &labels),
+        })
+    }
+}
+
+/// Linear and tran-1 with each share of the labels, the others with all.
+fn tasks(protocols: &[Protocol], labels: &[f64]) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for &protocol in protocols {
+        match protocol {
+            Protocol::Linear | Protocol::Tran1 => {
+                tasks.extend(labels.iter().map(|&labels| Task { protocol, labels }));
+            }
+            _ => tasks.push(Task {
+                protocol,
+                labels: 1.0,
+            }),
+        }
+    }
+    tasks
+}
+
+fn read<T: serde::de::DeserializeOwned>(name: &str, key: &str, value: &Value) -> Result<T> {
+    value.clone().try_into().map_err(|error| Error::Value {
+        key: format!("set.{name}.{key}"),
+        value: value.to_string(),
+        expected: error.to_string().trim().to_owned(),
+    })
+}
+
+/// Nested tables to pairs of dotted key and value.
+fn flatten(table: &Table, prefix: &str, into: &mut Vec<(String, String)>) {
+    for (name, value) in table {
+        let key = format!("{prefix}{name}");
+        match value {
+            _ if OWN_KEYS.contains(&key.as_str()) => {}
+            Value::Table(inner) => flatten(inner, &format!("{key}."), into),
+            Value::String(text) => into.push((key, text.clone())),
+            other => into.push((key, other.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan> {
+        Plan::new(&toml::from_str(text).unwrap(), &[])
+    }
+
+    #[test]
+    fn names_sets_and_seeds_make_the_cells() {
+        let plan = plan(
+            r#"
+            data = "x"
+            epochs = 3
+            encoders = ["mobilenet-tiny", "mf-tiny"]
+            methods = ["qb-heat", "slow", "qb-heat-latent", "untrained"]
+            seeds = [0, 1]
+            [set.slow]
+            method = "moco-v2"
+            optim.learning_rate = 1e-4
+            "data.crop_scale" = [0.5, 1.0]
+            [set.mf-tiny]
+            seeds = [0]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(plan.cells.len(), 4 * 2 + 4);
+        let slow = &plan.cells[1];
+        assert_eq!(slow.name(), "slow.mobilenet-tiny.seed0");
+        assert_eq!(slow.config.method, Method::MocoV2);
+        assert_eq!(slow.config.optim.learning_rate, 1e-4);
+        assert_eq!(slow.config.data.crop_scale, [0.5, 1.0]);
+        assert_eq!(plan.cells[2].config.method_name(), LATENT);
+    }
+
+    #[test]
+    fn labels_concern_linear_and_tran_1_only() {
+        let made = tasks(&[Protocol::Knn, Protocol::Linear], &[1.0, 0.1]);
+        let shares: Vec<f64> = made.iter().map(|task| task.labels).collect();
+        assert_eq!(shares, [1.0, 1.0, 0.1]);
+    }
+
+    #[test]
+    fn a_misspelt_method_is_named() {
+        let text = r#"
+            data = "x"
+            epochs = 3
+            encoders = ["mobilenet-tiny"]
+            methods = ["moco-v3"]
+        "#;
+        let message = plan(text).err().unwrap().to_string();
+        assert!(message.contains("`moco-v2`"), "{message}");
+    }
+}

@@ -1,0 +1,262 @@
+//! Cells to rows: mean and deviation over seeds, difference to MoCo-v2, the paper's figures beside them.
+
+use std::fmt::Write;
+
+use super::Cell;
+use crate::config::{LATENT, Method};
+use crate::probe::{Protocol, UNTRAINED};
+
+/// Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
+const T95: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+];
+const NORMAL95: f64 = 1.960;
+
+/// A difference with its 95 % confidence interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// The difference of the means.
+    pub difference: f64,
+    /// Half the interval's length, where both sides have two seeds and more (Welch).
+    pub margin: Option<f64>,
+}
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Name of the encoder.
+    pub encoder: String,
+    /// As the study calls it.
+    pub method: String,
+    /// How it was scored.
+    pub protocol: Protocol,
+    /// Share of the labels.
+    pub labels: f64,
+    /// Top-1 accuracy of each seed, in percent.
+    pub top1: Vec<f64>,
+    /// Minutes of pre-training, averaged over seeds.
+    pub minutes: f64,
+    /// Epochs of pre-training, averaged over seeds.
+    pub epochs: f64,
+    /// Against MoCo-v2 of the same encoder, protocol and labels.
+    pub against_moco: Option<Interval>,
+    /// The paper's figure for this method and protocol, on ImageNet-1K with a 5.8M-parameter Mobile-Former.
+    pub paper: Option<&'static str>,
+}
+
+impl Row {
+    /// Mean over seeds.
+    pub fn mean(&self) -> f64 {
+        mean(&self.top1)
+    }
+
+    /// Sample deviation over seeds, where there are two and more.
+    pub fn deviation(&self) -> Option<f64> {
+        (self.top1.len() > 1).then(|| variance(&self.top1).sqrt())
+    }
+
+    /// `12.3 ± 0.4` or `12.3`.
+    pub fn figure(&self) -> String {
+        match self.deviation() {
+            Some(deviation) => format!("{:.1} ± {deviation:.1}", self.mean()),
+            None => format!("{:.1}", self.mean()),
+        }
+    }
+
+    /// The difference to MoCo-v2: `+1.2 [+0.3, +2.1]` or `+1.2`.
+    pub fn difference(&self) -> String {
+        let Some(Interval { difference, margin }) = self.against_moco else {
+            return "–".into();
+        };
+        match margin {
+            None => format!("{difference:+.1}"),
+            Some(margin) => format!(
+                "{difference:+.1} [{:+.1}, {:+.1}]",
+                difference - margin,
+                difference + margin
+            ),
+        }
+    }
+
+    /// The share of the labels: `100 %`.
+    pub fn share(&self) -> String {
+        format!("{} %", (self.labels * 1e4).round() / 1e2)
+    }
+
+    /// What the method is called before a reader.
+    pub fn title(&self) -> String {
+        title(&self.method)
+    }
+}
+
+/// One row for each encoder, protocol, share of the labels and method, in the order in which cells have them.
+pub fn rows(cells: &[Cell]) -> Vec<Row> {
+    let mut keys: Vec<(&str, Protocol, f64, &str)> = Vec::new();
+    for cell in cells {
+        for score in &cell.scores {
+            let key = (&*cell.encoder, score.protocol, score.labels, &*cell.method);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+    }
+    let first = |name: &str| cells.iter().position(|cell| cell.encoder == name);
+    let place = |name: &str| cells.iter().position(|cell| cell.method == name);
+    keys.sort_by(|a, b| {
+        (first(a.0), a.1)
+            .cmp(&(first(b.0), b.1))
+            .then(b.2.total_cmp(&a.2))
+            .then(place(a.3).cmp(&place(b.3)))
+    });
+    let row = |&(encoder, protocol, labels, method): &(&str, Protocol, f64, &str)| {
+        let of = |method: &str| -> Vec<&Cell> {
+            let same = |cell: &&Cell| cell.encoder == encoder && cell.method == method;
+            cells.iter().filter(same).collect()
+        };
+        let scores = |method: &str| -> Vec<f64> {
+            let scores = of(method)
+                .into_iter()
+                .filter_map(|cell| cell.score(protocol, labels));
+            scores.map(|score| score.top1).collect()
+        };
+        let (own, cells) = (scores(method), of(method));
+        let moco = scores(Method::MocoV2.name());
+        let count = cells.len() as f64;
+        Row {
+            encoder: encoder.to_owned(),
+            method: method.to_owned(),
+            protocol,
+            labels,
+            against_moco: (method != Method::MocoV2.name() && !moco.is_empty())
+                .then(|| interval(&own, &moco)),
+            top1: own,
+            minutes: cells.iter().map(|cell| cell.minutes).sum::<f64>() / count,
+            epochs: cells.iter().map(|cell| cell.epochs as f64).sum::<f64>() / count,
+            paper: paper(method, protocol, labels),
+        }
+    };
+    keys.iter().map(row).collect()
+}
+
+/// The figures of arXiv 2211.13228 that are known here.
+fn paper(method: &str, protocol: Protocol, labels: f64) -> Option<&'static str> {
+    match (method, protocol) {
+        _ if labels < 1.0 => None,
+        ("qb-heat", Protocol::Tran1) => Some("65.6"),
+        ("moco-v2", Protocol::Tran1) => Some("52.9"),
+        ("qb-heat", Protocol::Linear) => Some("on a par with MoCo-v2"),
+        _ => None,
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn variance(values: &[f64]) -> f64 {
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    squares / (values.len() - 1) as f64
+}
+
+/// Difference of two means with Welch's 95 % confidence interval.
+fn interval(own: &[f64], other: &[f64]) -> Interval {
+    let margin = (own.len() > 1 && other.len() > 1).then(|| {
+        let [a, b] = [own, other].map(|values| variance(values) / values.len() as f64);
+        let freedom = (a + b).powi(2)
+            / (a.powi(2) / (own.len() - 1) as f64 + b.powi(2) / (other.len() - 1) as f64);
+        // Rounded down, for a table; without any deviation the margin is 0 anyway.
+        let degrees = if freedom.is_finite() {
+            freedom as usize
+        } else {
+            1
+        };
+        let quantile = T95.get(degrees.max(1) - 1).copied().unwrap_or(NORMAL95);
+        quantile * (a + b).sqrt()
+    });
+    Interval {
+        difference: mean(own) - mean(other),
+        margin,
+    }
+}
+
+/// What a method is called before a reader.
+pub(crate) fn title(method: &str) -> String {
+    match method {
+        "qb-heat" => "QB-Heat".into(),
+        LATENT => "QB-Heat latent".into(),
+        "moco-v2" => "MoCo-v2".into(),
+        "supervised" => "supervised".into(),
+        UNTRAINED => "untrained".into(),
+        other => other.into(),
+    }
+}
+
+/// The table as Markdown.
+pub fn to_markdown(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| encoder | protocol | labels | method | top-1, % | seeds | difference to MoCo-v2 | epochs | minutes | paper |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {:.0} | {:.1} | {} |",
+            row.encoder,
+            row.protocol.name(),
+            row.share(),
+            row.title(),
+            row.figure(),
+            row.top1.len(),
+            row.difference(),
+            row.epochs,
+            row.minutes,
+            row.paper.unwrap_or("–"),
+        );
+    }
+    text
+}
+
+/// The table as CSV, a line a seed's mean and deviation.
+pub fn to_csv(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "encoder,protocol,labels,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,paper\n",
+    );
+    for row in rows {
+        let or_empty = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.4}"));
+        let _ = writeln!(
+            text,
+            "{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{}",
+            row.encoder,
+            row.protocol.name(),
+            row.labels,
+            row.method,
+            row.top1.len(),
+            row.mean(),
+            or_empty(row.deviation()),
+            or_empty(row.against_moco.map(|interval| interval.difference)),
+            or_empty(row.against_moco.and_then(|interval| interval.margin)),
+            row.epochs,
+            row.minutes,
+            row.paper.unwrap_or(""),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn welch_gives_what_a_textbook_gives() {
+        // Means 3 and 6, variances 1 and 4, three each: 2.94 degrees of freedom, rounded down to 2, whose t is 4.303.
+        let found = interval(&[2.0, 3.0, 4.0], &[4.0, 6.0, 8.0]);
+        assert_eq!(found.difference, -3.0);
+        let expected = 4.303 * (1.0f64 / 3.0 + 4.0 / 3.0).sqrt();
+        assert!((found.margin.unwrap() - expected).abs() < 1e-9);
+        assert_eq!(interval(&[1.0], &[2.0, 3.0]).margin, None);
+    }
+}

@@ -1,0 +1,232 @@
+//! `qbheat study` and `qbheat compare` on small images.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{command, json, qbheat, quick_run, stderr, write_images};
+
+const STUDY: &str = r#"
+image_size = 16
+stride = 4
+epochs = 1
+batch_size = 4
+encoders = ["mobilenet-tiny"]
+methods = ["qb-heat", "moco-v2", "untrained"]
+seeds = [0, 1]
+protocols = ["knn", "linear"]
+labels = [1.0, 0.5]
+[set.moco-v2.moco]
+queue = 16
+sub_batches = 2
+"#;
+
+fn write_study(home: &Path, text: &str) -> String {
+    let data = home.join("set");
+    write_images(&data.join("train"), &["a", "b"], 10, 16);
+    write_images(&data.join("val"), &["a", "b"], 5, 16);
+    let path = home.join("study.toml");
+    std::fs::write(
+        &path,
+        format!("data = {:?}\n{text}", data.display().to_string()),
+    )
+    .unwrap();
+    path.display().to_string()
+}
+
+fn modified(path: &Path) -> std::time::SystemTime {
+    path.metadata().unwrap().modified().unwrap()
+}
+
+#[test]
+fn a_study_runs_what_is_missing_and_nothing_twice() {
+    let home = tempfile::tempdir().unwrap();
+    let study = write_study(home.path(), STUDY);
+    let out = home.path().join("out");
+    let run = || {
+        json(&qbheat(&[
+            "study",
+            &study,
+            "--out",
+            out.to_str().unwrap(),
+            "--json",
+        ]))
+    };
+    let first = run();
+    let cells = first["cells"].as_array().unwrap();
+    // Two seeds, three methods, k-NN once and linear with two shares of the labels.
+    assert_eq!(cells.len(), 2 * 3 * 3);
+    for cell in cells {
+        for key in ["method", "encoder", "protocol"] {
+            assert!(cell[key].is_string(), "{cell}");
+        }
+        assert!(cell["top1"].as_f64().unwrap() <= 100.0);
+        assert!([0.5, 1.0].contains(&cell["labels"].as_f64().unwrap()));
+    }
+    let table = std::fs::read_to_string(out.join("table.md")).unwrap();
+    assert!(table.contains("| on a par with MoCo-v2 |"), "{table}");
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("QB-Heat") && !page.contains("http"));
+    assert!(out.join("table.csv").is_file());
+
+    let encoder = out.join("runs/qb-heat.mobilenet-tiny.seed0/encoder.safetensors");
+    let before = modified(&encoder);
+    // A cell whose scores were lost is scored again, not trained again; one that is gone is made again.
+    let lost = out.join("cells/qb-heat.mobilenet-tiny.seed0.json");
+    std::fs::remove_file(&lost).unwrap();
+    let gone = "moco-v2.mobilenet-tiny.seed1";
+    std::fs::remove_file(out.join("cells").join(format!("{gone}.json"))).unwrap();
+    std::fs::remove_dir_all(out.join("runs").join(gone)).unwrap();
+    let untouched = out.join("cells/untrained.mobilenet-tiny.seed0.json");
+    let when = modified(&untouched);
+    let again = run();
+    assert_eq!(again["cells"], first["cells"]);
+    assert_eq!(modified(&encoder), before);
+    assert_eq!(modified(&untouched), when);
+}
+
+#[test]
+fn a_cell_that_fails_does_not_keep_the_others_from_being_run() {
+    let home = tempfile::tempdir().unwrap();
+    let text = STUDY.replace("seeds = [0, 1]", "seeds = [0]")
+        + "\n[set.qb-heat]\noptim.learning_rate = 1e30\n";
+    let study = write_study(home.path(), &text);
+    let out = home.path().join("out");
+    let output = qbheat(&["study", &study, "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["cells"].as_array().unwrap().len(), 2 * 3);
+    assert!(
+        found["failed"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("infinite or NaN")
+    );
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("Failed"));
+}
+
+#[test]
+fn a_study_that_no_longer_fits_its_folder_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let text = STUDY.replace(
+        "methods = [\"qb-heat\", \"moco-v2\", \"untrained\"]",
+        "methods = [\"qb-heat\"]",
+    );
+    let text = text.split("[set").next().unwrap().replace("[0, 1]", "[0]");
+    let study = write_study(home.path(), &text);
+    let out = home.path().join("out").display().to_string();
+    assert!(qbheat(&["study", &study, "--out", &out]).status.success());
+    let changed = std::fs::read_to_string(&study)
+        .unwrap()
+        .replace("batch_size = 4", "batch_size = 5");
+    std::fs::write(&study, changed).unwrap();
+    let output = qbheat(&["study", &study, "--out", &out]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(
+        text.contains("optim.batch_size = 4") && text.contains("says 5"),
+        "{text}"
+    );
+}
+
+#[test]
+fn minutes_become_epochs_by_the_pace_of_each_method() {
+    let home = tempfile::tempdir().unwrap();
+    let text = STUDY
+        .replace("epochs = 1", "minutes = 0.01")
+        .replace("[0, 1]", "[0]");
+    let study = write_study(home.path(), &text);
+    let out = home.path().join("out");
+    let plan = json(&qbheat(&[
+        "study",
+        &study,
+        "--out",
+        out.to_str().unwrap(),
+        "--plan",
+        "--json",
+    ]));
+    let pace: Value =
+        serde_json::from_slice(&std::fs::read(out.join("pace.json")).unwrap()).unwrap();
+    assert_eq!(pace.as_object().unwrap().len(), 2);
+    for (key, images_per_s) in pace.as_object().unwrap() {
+        let name = key.split(' ').next().unwrap();
+        let planned = plan["cells"].as_array().unwrap().iter();
+        let planned = planned.clone().find(|cell| cell["cell"] == name).unwrap();
+        // 0.6 seconds on 20 training images.
+        let expected = (0.6 * images_per_s.as_f64().unwrap() / 20.0)
+            .round()
+            .max(1.0);
+        assert_eq!(planned["epochs"].as_f64(), Some(expected));
+    }
+    assert!(!out.join("runs").exists());
+}
+
+#[test]
+fn a_wrong_study_is_refused_with_its_key() {
+    let home = tempfile::tempdir().unwrap();
+    for (from, to, expected) in [
+        ("epochs = 1", "", "`epochs` or `minutes`"),
+        ("epochs = 1", "epochs = 1\nminutes = 2.0", "give one"),
+        ("[set.moco-v2.moco]", "[set.mocco.moco]", "[set.mocco]"),
+        ("queue = 16", "quue = 16", "`moco.queue`"),
+        ("\"moco-v2\",", "\"mooco\",", "method"),
+        ("labels = [1.0, 0.5]", "labels = [2.0]", "labels"),
+        ("batch_size = 4", "batchsize = 4", "batchsize"),
+    ] {
+        let study = write_study(home.path(), &STUDY.replace(from, to));
+        let output = qbheat(&[
+            "study",
+            &study,
+            "--out",
+            home.path().join("o").to_str().unwrap(),
+        ]);
+        assert_eq!(output.status.code(), Some(2), "{to}");
+        let text = stderr(&output);
+        assert!(text.contains(expected), "{to}: {text}");
+    }
+}
+
+#[test]
+fn runs_are_compared_where_they_can_be() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("set");
+    write_images(&data, &["a", "b"], 12, 16);
+    let data = data.display().to_string();
+    let run = |name: &str, more: &[&str]| {
+        let out = home.path().join(name).display().to_string();
+        let mut arguments = quick_run(&data, &out);
+        arguments.extend(more);
+        let output = command(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let probe = qbheat(&["probe", &out, "--data", &data, "--protocol", "knn"]);
+        assert!(probe.status.success(), "{}", stderr(&probe));
+        out
+    };
+    let ours = run("ours", &[]);
+    let supervised = run("supervised", &["--method", "supervised"]);
+    let out = home.path().join("page").display().to_string();
+    let found = json(&qbheat(&[
+        "compare",
+        &ours,
+        &supervised,
+        "--out",
+        &out,
+        "--json",
+    ]));
+    let methods: Vec<&str> = found["cells"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cell| cell["method"].as_str().unwrap())
+        .collect();
+    assert_eq!(methods, ["qb-heat", "supervised"]);
+    let larger = run("larger", &["--set", "image_size=32"]);
+    let output = qbheat(&["compare", &ours, &larger, "--out", &out]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(
+        text.contains("image_size") && text.contains("\"32\""),
+        "{text}"
+    );
+}
