@@ -474,6 +474,15 @@ fn chains_of_several_stages() {
             1,
         );
         check_chain(([2, 5, 5, 6], &[(3, 1, 6, 6, Relu), last]), true, fixed, 2);
+        // As in ResNets: two of 3×3, and one of them between two of 1×1.
+        let dense = (3, 1, 1, 6, Identity);
+        check_chain(([2, 5, 7, 6], &[(3, 1, 1, 6, Relu), dense]), true, fixed, 3);
+        check_chain(
+            ([2, 5, 7, 6], &[wide, (3, 2, 1, 9, Relu), last]),
+            false,
+            fixed,
+            4,
+        );
         check_chain(
             (
                 [2, 6, 6, 5],

@@ -78,8 +78,9 @@ struct Plan {
     stages: Vec<Folded>,
 }
 
-/// Plans that are kept; folding and packing take longer than a pass of one image.
+/// Plans that are kept, and how many numbers in all; folding and packing take longer than a pass of one image.
 const KEPT: usize = 128;
+const KEPT_NUMBERS: usize = 32 << 20;
 
 static PLANS: Mutex<VecDeque<Arc<Plan>>> = Mutex::new(VecDeque::new());
 
@@ -109,7 +110,14 @@ fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
     });
     let mut plans = plans();
     plans.push_front(made.clone());
-    plans.truncate(KEPT);
+    let mut numbers = 0;
+    let fitting = plans.iter().take_while(|plan| {
+        let weights = plan.parameters.iter().map(|array| array.len());
+        numbers += weights.sum::<usize>();
+        numbers <= KEPT_NUMBERS
+    });
+    let kept = fitting.count().clamp(1, KEPT);
+    plans.truncate(kept);
     made
 }
 
@@ -119,7 +127,7 @@ pub(super) fn evaluate(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Opt
         let once = !matches!(stage.kind, Kind::Depthwise { multiplier, .. } if multiplier > 1);
         once && stage.fixed.is_some() && stage.activation != Activation::Dynamic
     };
-    if !stages.iter().all(folds) {
+    if !stages.iter().all(folds) || !is_known(stages) {
         return None;
     }
     let plan = plan(chain, stages, inputs);
@@ -140,9 +148,30 @@ pub(super) fn evaluate(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Opt
             let parts = (None, depthwise, project);
             Some(inverted_residual(stages, parts, &inputs[0], skip))
         }
-        [Kind::Pointwise] => Some(pointwise(&stages[0], &plan.stages[0], &inputs[0], skip)),
-        [Kind::Dense { .. }] => Some(dense(&stages[0], &plan.stages[0], &inputs[0], skip)),
-        _ => None,
+        _ => {
+            let last = stages.len() - 1;
+            let pairs = stages.iter().zip(&plan.stages).enumerate();
+            Some(pairs.fold(inputs[0].clone(), |x, (i, (stage, folded))| {
+                let skip = skip.filter(|_| i == last);
+                match stage.kind {
+                    Kind::Pointwise => pointwise(stage, folded, &x, skip),
+                    _ => dense(stage, folded, &x, skip),
+                }
+            }))
+        }
+    }
+}
+
+/// An inverted residual, or anything without depthwise convolutions.
+fn is_known(stages: &[Stage]) -> bool {
+    let is_depthwise = |stage: &Stage| matches!(stage.kind, Kind::Depthwise { .. });
+    let is_pointwise = |stage: &Stage| stage.kind == Kind::Pointwise;
+    match stages {
+        [expand, middle, project] if is_depthwise(middle) => {
+            is_pointwise(expand) && is_pointwise(project)
+        }
+        [middle, project] if is_depthwise(middle) => is_pointwise(project),
+        _ => !stages.iter().any(is_depthwise),
     }
 }
 
