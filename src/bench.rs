@@ -18,7 +18,7 @@ use crate::observe::Observer;
 use crate::pretrain::{Images, PretrainModel, WithModel, qb_heat, suited, with_model};
 use crate::probe::Classifier;
 use crate::train::{
-    AdamW, AdamWConfig, StepTimes, Stop, TrainState, give_up, train, write_durably,
+    AdamW, AdamWConfig, StepTimes, Stop, TrainState, give_up, settled, train, write_durably,
 };
 
 /// Steps that are not counted: they fill caches.
@@ -62,6 +62,8 @@ pub struct BenchResult {
     pub best: f64,
     /// Images a second of the median step.
     pub median: f64,
+    /// Images a second of all steps together.
+    pub mean: f64,
     /// Parts of the median step in milliseconds.
     pub milliseconds: BTreeMap<&'static str, f64>,
     /// Learned numbers.
@@ -112,6 +114,7 @@ pub fn bench(
         ("backward", middle.backward),
         ("optimizer", middle.optimizer),
     ];
+    let total: Duration = times.iter().map(StepTimes::total).sum();
     let passes = if bench.work == Work::Features {
         1.0
     } else {
@@ -120,6 +123,7 @@ pub fn bench(
     Ok(BenchResult {
         best: images_per_s(&times[0]),
         median: images_per_s(middle),
+        mean: (times.len() * config.optim.batch_size) as f64 / total.as_secs_f64(),
         milliseconds: parts
             .into_iter()
             .map(|(part, time)| (part, time.as_secs_f64() * 1e3))
@@ -168,9 +172,8 @@ impl WithModel for Timing<'_> {
             )?;
         }
         let device = crate::device().autodiff();
-        self.train(model, |model, batch| {
-            model.loss(&Images::new(batch, &device), seed)
-        })
+        let loss = |model: &M, batch| model.loss(&Images::new(batch, &device), seed);
+        self.train(model, loss, M::follow)
     }
 }
 
@@ -202,10 +205,11 @@ impl Timing<'_> {
             let batch = self.first_images()?;
             keep(path, &model, [("pixels", batch.pixels)])?;
         }
-        self.train(model, |model, batch| {
+        let loss = |model: &Classifier, batch: Batch| {
             let labels: Vec<u32> = (0..batch.shape[0]).map(|i| (i % CLASSES) as u32).collect();
             model.loss(Images::new(batch, &device).pixels, &labels)
-        })
+        };
+        self.train(model, loss, settled)
     }
 
     fn features(&self) -> Result<Measured> {
@@ -285,6 +289,7 @@ impl Timing<'_> {
         &self,
         model: M,
         mut loss: impl FnMut(&M, Batch) -> Tensor<1>,
+        settle: impl FnMut(M) -> M,
     ) -> Result<Measured> {
         let Self {
             config,
@@ -327,6 +332,7 @@ impl Timing<'_> {
                 counted = Some(multiply_adds(|| found = Some(loss(model, batch))));
                 found.expect("the pass has run")
             },
+            settle,
             give_up,
             |_, report| {
                 first_loss.get_or_insert(report.loss);

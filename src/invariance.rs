@@ -9,7 +9,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::data::{Dataset, ImageSize};
+use crate::data::{Dataset, ImageSize, Split};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::heat::{
@@ -166,6 +166,9 @@ pub struct Measured {
     pub method: String,
     /// Epochs of pre-training.
     pub epochs: usize,
+    /// Whether pre-training on these images held out others than those that are scored, because both were drawn, each
+    /// with another seed.
+    pub may_have_seen_scored: bool,
     /// Image pixels a position of the map.
     pub stride: usize,
     /// Channels of the map.
@@ -355,6 +358,9 @@ fn measure_one(
         encoder: metadata.encoder.clone(),
         method: metadata.method.clone(),
         epochs: metadata.epochs,
+        may_have_seen_scored: metadata.method != "none"
+            && metadata.seed != seed
+            && matches!(parts.dataset.split, Split::Stratified { .. }),
         stride: metadata.stride,
         channels,
         grid,

@@ -165,6 +165,7 @@ pub fn correlation(z: Tensor<4>) -> Tensor<1> {
 }
 
 impl PretrainModel for Latent {
+    const TRIVIAL: &'static str = "predicting 0, without the guard,";
     const PRESET: &'static str = "
         [run]
         rank_floor = 3.0

@@ -238,7 +238,7 @@ pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>
     let fresh = encoder::find(name)?.build(
         Build {
             stride: *stride,
-            inputs: 3,
+            inputs: config.data.channels,
         },
         &mut Init::new(config.seed, device),
     )?;

@@ -35,9 +35,9 @@ class MoCo(nn.Module):
         self.register_buffer("running_queue", torch.zeros(queue, dim))
 
     def forward(self, views, order: list[int], parts: int, temperature: float):
-        """arXiv 1911.05722, algorithm 1, with shuffled sub-batches for the keys; the newest keys come first."""
+        """arXiv 1911.05722, algorithm 1, in sub-batches, shuffled for the keys; the newest keys come first."""
         n = len(order)
-        q = self.query(views[:n])
+        q = torch.cat([self.query(part) for part in views[:n].chunk(parts)])
         with torch.no_grad():
             shuffled = views[n:][order]
             k = torch.cat([self.key(part) for part in shuffled.chunk(parts)])

@@ -2,6 +2,8 @@
 //! projection, the temperature and the augmentation of "Improved Baselines with Momentum Contrastive Learning" (Chen et
 //! al., arXiv 2003.04297).
 
+use std::ops::Range;
+
 use burn::module::{Module, RunningState};
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -29,7 +31,7 @@ pub struct MoCoConfig {
     pub momentum: f64,
     /// Length of queries and keys.
     pub dim: usize,
-    /// Parts of a batch whose keys are normalised by statistics of their own, after shuffling; 1 for none.
+    /// Parts of a batch that are normalised by statistics of their own, keys after shuffling; 1 for none.
     pub sub_batches: usize,
 }
 
@@ -142,7 +144,7 @@ impl MoCo {
     /// order in which they are cut into sub-batches.
     pub fn info_nce(&self, views: Tensor<4>, order: &[usize]) -> Tensor<1> {
         let n = order.len();
-        let queries = self.query.forward(views.clone().slice_dim(0, 0..n));
+        let queries = self.queries(views.clone().slice_dim(0, 0..n));
         let keys = self.keys(views.slice_dim(0, n..2 * n), order);
         let queue = self.running_queue.value();
         let positive = (queries.clone() * keys.clone()).sum_dim(1);
@@ -156,8 +158,24 @@ impl MoCo {
         loss
     }
 
+    /// Queries of images, `[N, dim]`, each sub-batch normalised by its own statistics.
+    pub fn queries(&self, images: Tensor<4>) -> Tensor<2> {
+        let [n, ..] = images.dims();
+        let parts = self
+            .parts(n)
+            .map(|part| self.query.forward(images.clone().slice_dim(0, part)));
+        Tensor::cat(parts.collect(), 0)
+    }
+
+    /// The bounds of the sub-batches of `n` images.
+    fn parts(&self, n: usize) -> impl Iterator<Item = Range<usize>> {
+        let parts = self.sub_batches;
+        (0..parts).map(move |part| part * n / parts..(part + 1) * n / parts)
+    }
+
     /// Keys of images, `[N, dim]`, in the images' order. Each sub-batch of the images in `order` is normalised by its own
-    /// statistics, so that a query and its key do not share theirs (arXiv 1911.05722, "Shuffling BN").
+    /// statistics, as each of the queries in their own order is: a query and its key then do not share theirs
+    /// (arXiv 1911.05722, "Shuffling BN").
     pub fn keys(&self, images: Tensor<4>, order: &[usize]) -> Tensor<2> {
         let device = images.device();
         let select = |places: Vec<i32>| {
@@ -168,9 +186,8 @@ impl MoCo {
         for (shuffled, &place) in order.iter().enumerate() {
             back[place] = shuffled as i32;
         }
-        let parts = (0..self.sub_batches).map(|part| {
-            let bounds = [part, part + 1].map(|p| p * order.len() / self.sub_batches);
-            let places = order[bounds[0]..bounds[1]].iter().map(|&p| p as i32);
+        let parts = self.parts(order.len()).map(|part| {
+            let places = order[part].iter().map(|&place| place as i32);
             let images = images.clone().select(0, select(places.collect()));
             self.key.forward(images)
         });
@@ -182,6 +199,7 @@ impl MoCo {
 
 impl PretrainModel for MoCo {
     const VIEWS: usize = 2;
+    const TRIVIAL: &'static str = "all keys alike";
     const PRESET: &'static str = "
         [data]
         crop_scale = [0.2, 1.0]
@@ -212,10 +230,6 @@ impl PretrainModel for MoCo {
     fn trivial_loss(&self, _batches: &[Images], _seed: u64) -> f64 {
         let [queue, _] = self.queue().dims();
         (1.0 + queue as f64).ln()
-    }
-
-    fn metrics(&self) -> Vec<(&'static str, f64)> {
-        Vec::new()
     }
 
     fn follow(mut self) -> Self {

@@ -65,6 +65,7 @@ impl Supervised {
 
 impl PretrainModel for Supervised {
     const LABELLED: bool = true;
+    const TRIVIAL: &'static str = "all classes alike";
     const PRESET: &'static str = "
         [data]
         jitter = [0.4, 0.4, 0.4, 0.0]
@@ -88,9 +89,5 @@ impl PretrainModel for Supervised {
     /// All classes alike.
     fn trivial_loss(&self, _batches: &[Images], _seed: u64) -> f64 {
         (self.classes as f64).ln()
-    }
-
-    fn metrics(&self) -> Vec<(&'static str, f64)> {
-        Vec::new()
     }
 }

@@ -9,14 +9,15 @@ use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{self, Surroundings};
 use qbheat::probe::{
-    ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe, probe_data, whole_tasks,
+    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe,
+    probe_data, whole_tasks,
 };
 use qbheat::report::write_report;
 use qbheat::train::RunFolder;
 use qbheat::weights::{SHIPPED, Weights};
 use serde_json::json;
 
-use super::probe::{FEATURE_MEMORY_MIB, label};
+use super::probe::label;
 use super::progress::Progress;
 use super::{
     Answer, Common, Settings, answer_of_run, compute_as, describe_data, free_folder, signals,

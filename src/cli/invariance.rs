@@ -75,6 +75,13 @@ impl Invariance {
                 flag: "--out",
             });
         }
+        if out.is_dir() {
+            return Err(Error::Refused(format!(
+                "--out {}: is a folder; name the page to write, such as {}",
+                out.display(),
+                out.join(PAGE).display()
+            )));
+        }
         let config = run.map(|run| resumed_config(&run, None)).transpose()?;
         // The run's own seed holds the same images out as its training did.
         let own_seed = config.as_ref().map(|config| config.seed);
@@ -98,6 +105,16 @@ impl Invariance {
             );
         }
         let found = measure(&weights, &parts, self.difference.into(), seed, progress)?;
+        for (encoder, weights) in found.encoders.iter().zip(&weights) {
+            if encoder.may_have_seen_scored {
+                let own = weights.metadata.seed;
+                progress.note(&format!(
+                    "{}: trained with seed {own}; if that was on these images, it saw most of those that are scored, \
+                     which are held out with seed {seed}: --seed {own} holds out the same",
+                    encoder.weights
+                ));
+            }
+        }
         write_invariance(&out, &found, &weights, &parts)?;
         let text = format!("{}\npage: {}", describe(&found), out.display());
         let mut json = to_value(&found).expect("results are valid JSON");

@@ -72,7 +72,7 @@ struct Common {
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     json: bool,
-    /// Decides all that is random.
+    /// Decides all that is random [default: the run's own where there is a run, else 0].
     #[arg(long)]
     seed: Option<u64>,
     /// Threads of the training step [default: all cores].
@@ -115,7 +115,7 @@ pub fn run() -> ExitCode {
         Command::Replay(command) => (command.common.json, command.run(&progress)),
         Command::Probe(command) => (command.common.json, command.run(&progress)),
         Command::Study(command) => (command.common.json, command.run(&progress)),
-        Command::Compare(command) => (command.common.json, command.run(&progress)),
+        Command::Compare(command) => (command.json, command.run(&progress)),
         Command::Invariance(command) => (command.common.json, command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Encoders(command) => (command.common.json, command.run(&progress)),

@@ -1,6 +1,6 @@
 //! `qbheat probe`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -10,8 +10,8 @@ use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::resumed_config;
 use qbheat::probe::{
-    ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe, probe_data,
-    reestimate_batch_norm, whole_tasks,
+    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe,
+    probe_data, reestimate_batch_norm, whole_tasks,
 };
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
@@ -19,9 +19,6 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Answer, Common, describe_data, use_threads};
-
-/// Feature maps up to this many MiB are kept.
-pub const FEATURE_MEMORY_MIB: u64 = 4096;
 
 #[derive(Args)]
 pub struct Probe {
@@ -84,12 +81,23 @@ pub fn label(weights: &Weights) -> String {
 
 impl Probe {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
-        let seed = self.common.seed.unwrap_or(0);
         let into = self
             .into
             .as_ref()
             .map(|path| RunFolder::open(path))
             .transpose()?;
+        // Where a split is drawn it is drawn with the seed: that of the run, or a probe would be scored on images trained on.
+        let of_run = |run: &RunFolder| Ok::<_, Error>(resumed_config(run, None)?.seed);
+        let seed = match (
+            self.common.seed,
+            &into,
+            RunFolder::open(Path::new(&self.weights)),
+        ) {
+            (Some(seed), ..) => seed,
+            (None, Some(run), _) => of_run(run)?,
+            (None, None, Ok(run)) => of_run(&run)?,
+            (None, None, Err(_)) => 0,
+        };
         let mut images = match &into {
             Some(run) => resumed_config(run, None)?.images(),
             None => ImageForm {

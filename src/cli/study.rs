@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qbheat::error::Result;
+use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::Surroundings;
 use qbheat::report::write_comparison;
@@ -29,6 +29,11 @@ pub struct StudyCommand {
 
 impl StudyCommand {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
+        if let Some(seed) = self.common.seed {
+            return Err(Error::Refused(format!(
+                "--seed {seed}: a study names its seeds itself, `seeds = [{seed}]`"
+            )));
+        }
         let file = StudyFile::read(&self.study)?;
         let name = self.study.file_stem().unwrap_or_default();
         let out = self.out.clone().unwrap_or(Path::new("runs").join(name));
@@ -47,18 +52,18 @@ impl StudyCommand {
         }
         if self.plan {
             let lengths = study.lengths()?;
-            let lines: Vec<String> = lengths
+            let (lines, cells): (Vec<String>, Vec<Value>) = lengths
                 .iter()
-                .map(|(cell, epochs)| format!("{cell}: {epochs} epochs"))
-                .collect();
-            let cells: Vec<Value> = lengths
-                .iter()
-                .map(|(cell, epochs)| json!({"cell": cell, "epochs": epochs}))
-                .collect();
+                .map(|(cell, epochs)| {
+                    let json = json!({"cell": cell, "epochs": epochs});
+                    (format!("{cell}: {epochs} epochs"), json)
+                })
+                .unzip();
             return Ok(Answer::done(json!({"cells": cells}), lines.join("\n")));
         }
-        let outcome = study.run()?;
         let title = name.to_string_lossy();
+        let outcome =
+            study.run(|outcome| write_comparison(&outcome.cells, &outcome.failed, &title, &out))?;
         write_comparison(&outcome.cells, &outcome.failed, &title, &out)?;
         let mut json = cells_json(&outcome.cells);
         json["out"] = json!(out);
@@ -67,10 +72,7 @@ impl StudyCommand {
             .iter()
             .map(|(cell, reason)| json!({"cell": cell, "reason": reason}))
             .collect();
-        let mut text = to_markdown(&rows(&outcome.cells));
-        for (cell, reason) in &outcome.failed {
-            text += &format!("\nfailed: {cell}: {reason}");
-        }
+        let text = to_markdown(&rows(&outcome.cells), &outcome.failed);
         if let Some(signal) = outcome.stopped.then(signals::received).flatten() {
             return Ok(Answer {
                 exit_code: 128 + signal as u8,
@@ -94,8 +96,9 @@ pub struct Compare {
     /// Where to write table.md, table.csv and report.html.
     #[arg(long)]
     out: PathBuf,
-    #[command(flatten)]
-    pub common: Common,
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl Compare {
@@ -105,7 +108,7 @@ impl Compare {
         progress.note(&format!("{} runs", self.runs.len()));
         let text = format!(
             "{}\nreport: {}",
-            to_markdown(&rows(&cells)),
+            to_markdown(&rows(&cells), &[]),
             self.out.join("report.html").display()
         );
         Ok(Answer::done(cells_json(&cells), text))

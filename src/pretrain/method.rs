@@ -20,6 +20,8 @@ pub trait PretrainModel: Module {
     const VIEWS: usize = 1;
     /// Whether it learns from labels.
     const LABELLED: bool = false;
+    /// What has the trivial loss, in words.
+    const TRIVIAL: &'static str;
     /// TOML: where its defaults differ from those of [`Config`].
     const PRESET: &'static str;
 
@@ -32,7 +34,9 @@ pub trait PretrainModel: Module {
     /// The loss that needs no learning, estimated on some batches.
     fn trivial_loss(&self, batches: &[Images], seed: u64) -> f64;
     /// Figures of its own to log once an epoch.
-    fn metrics(&self) -> Vec<(&'static str, f64)>;
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
     /// Moves what follows the trained weights, after each update of them.
     fn follow(self) -> Self {
         self
@@ -93,6 +97,7 @@ impl Images {
 }
 
 impl PretrainModel for QbHeat {
+    const TRIVIAL: &'static str = "the best constant guess";
     const PRESET: &'static str = "";
 
     fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {
@@ -140,6 +145,7 @@ impl PretrainModel for QbHeat {
 pub(crate) struct Traits {
     pub views: usize,
     pub labelled: bool,
+    pub trivial: &'static str,
     /// TOML.
     pub preset: &'static str,
 }
@@ -149,6 +155,7 @@ impl Traits {
         Self {
             views: M::VIEWS,
             labelled: M::LABELLED,
+            trivial: M::TRIVIAL,
             preset: M::PRESET,
         }
     }

@@ -114,20 +114,24 @@ pub fn suited(config: &Config, dataset: &Dataset) -> Result<Config> {
     check_size(config, dataset)?;
     let mut config = config.clone();
     if traits(config.method, config.objective.target).labelled {
+        let refused = |what: String| {
+            Err(Error::data(
+                dataset.path(),
+                format!(
+                    "{what}; method {} learns from labels: sort the images into classes, a folder each",
+                    config.method.name()
+                ),
+            ))
+        };
+        if dataset.classes.is_empty() {
+            return refused("has no classes, or only one class".into());
+        }
         let all = dataset.train.len();
         let unlabelled = |&&image: &&usize| dataset.images.label(image).is_none();
         let without = dataset.train.iter().filter(unlabelled).count();
-        if dataset.classes.is_empty() || without > 0 {
-            let what = match without {
-                0 => "has no classes to tell apart".to_owned(),
-                without => format!("{without} of its {all} training images have no class"),
-            };
-            return Err(Error::data(
-                dataset.path(),
-                format!(
-                    "{what}; method {} learns from labels: sort the images into one folder a class",
-                    config.method.name()
-                ),
+        if without > 0 {
+            return refused(format!(
+                "{without} of its {all} training images have no class"
             ));
         }
         let classes = dataset.classes.len();

@@ -121,14 +121,12 @@ impl<'a> Run<'a> {
                 Ok(Images::new(batch, &self.device))
             },
             |model: &M, batch| model.loss(&batch, self.config.seed),
+            M::follow,
             |state, step| {
                 bad_steps += 1;
                 self.keep_bad_step(state, step, bad_steps, &mut events.borrow_mut())
             },
             |state, report| {
-                if !report.skipped {
-                    state.model = state.model.clone().follow();
-                }
                 let events = &mut *events.borrow_mut();
                 for bad in passed_over.take() {
                     if bad_images.insert(bad.name.clone()) {
@@ -253,7 +251,8 @@ impl<'a> Run<'a> {
             event[name] = value.into();
         }
         let every = self.config.run.watch_every as u64;
-        if every > 0 && epoch.is_multiple_of(every) {
+        let last = epoch == self.config.optim.epochs as u64;
+        if every > 0 && (epoch.is_multiple_of(every) || last) {
             self.watch(state.model.encoder(), &mut event)?;
             self.around.observer.note(&describe_watch(epoch, &event));
         }

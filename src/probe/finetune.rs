@@ -11,7 +11,9 @@ use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::nn::{Init, Linear};
 use crate::observe::Observer;
-use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
+use crate::train::{
+    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
+};
 
 const BATCH: usize = 64;
 const LEARNING_RATE: f64 = 1e-3;
@@ -100,6 +102,7 @@ pub fn finetune(
             let labels: Vec<u32> = batch.indices.iter().map(|&i| label_of[i]).collect();
             model.loss(images, &labels)
         },
+        settled,
         give_up,
         |_, report| {
             observer.progress(report.step, &format!("loss {:.3}", report.loss));

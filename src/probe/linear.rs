@@ -52,7 +52,12 @@ pub fn linear_scores(
     let problem = Problem::new(&train.rows_at(&fit_places), &chosen(&fit_places), classes);
     observer.begin("solving the linear probe", STRENGTHS.len() as u64 + 1);
     let mut start = vec![0.0; (train.columns + 1) * classes];
-    let mut best = (f64::NEG_INFINITY, STRENGTHS[0], start.clone());
+    // Without an image to check by, none is chosen: one of the middle.
+    let mut best = (
+        f64::NEG_INFINITY,
+        STRENGTHS[STRENGTHS.len() / 2],
+        start.clone(),
+    );
     for (done, l2) in STRENGTHS.into_iter().enumerate() {
         let (solution, _) = minimise(|x| problem.loss(x, l2), start);
         let score = problem

@@ -21,10 +21,14 @@ pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::{Classifier, finetune};
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
+pub(crate) use record::file_name;
 pub use record::{ProbeRecord, SHIPPED_ROW, UNTRAINED, mean_gain, probe_data};
 pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};
 pub use tran1::{cross_entropy, tran1_scores};
+
+/// Feature maps up to this many MiB are worth keeping.
+pub const FEATURE_MEMORY_MIB: u64 = 4096;
 
 /// The ways to score features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -140,7 +144,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Places with labels, parted in two: the rest, and `share` of each class.
+/// Places with labels, parted in two: the rest, and `share` of each class, at least one image of each that has two.
 pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
     let mut of_class = vec![Vec::new(); classes];
@@ -149,7 +153,8 @@ pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<u
     }
     let (mut rest, mut chosen) = (Vec::new(), Vec::new());
     for members in of_class {
-        let count = (members.len() as f64 * share).round() as usize;
+        let wanted = (members.len() as f64 * share).round() as usize;
+        let count = wanted.max(usize::from(members.len() > 1));
         chosen.extend(&members[..count]);
         rest.extend(&members[count..]);
     }

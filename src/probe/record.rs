@@ -1,6 +1,7 @@
 //! Probe results as kept in a run's folder `probes`.
 
 use std::fs;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub const SHIPPED_ROW: &str = "shipped";
 /// A result and what it was measured on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProbeRecord {
-    /// Whose features: `qb-heat` for the run's own, else `untrained`, `shipped` or a file's name.
+    /// Whose features: the method's name for the run's own, else `untrained`, `shipped` or a file's name.
     pub weights: String,
     /// The training images' data set.
     pub data: String,
@@ -31,22 +32,24 @@ pub struct ProbeRecord {
     pub result: ProbeResult,
 }
 
+/// A name as part of a file's name.
+pub(crate) fn file_name(name: &str) -> String {
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "-.".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    name.chars().map(plain).collect()
+}
+
 impl ProbeRecord {
     /// Writes it into the run, in place of an older one of the same weights, protocol and share of the labels.
     pub fn save(&self, run: &RunFolder) -> Result<()> {
         let folder = run.file(FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let weights: String = self
-            .weights
-            .chars()
-            .map(|c| {
-                if c.is_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
+        let weights = file_name(&self.weights);
         let mut task = self.result.protocol.name().to_owned();
         if self.result.labels < 1.0 {
             task += &format!(".{}", self.result.labels);
@@ -95,7 +98,8 @@ impl ProbeRecord {
                 _ => 1,
             };
             let key = |r: &Self| (r.result.protocol, rank(r), r.weights.clone());
-            key(a).cmp(&key(b))
+            let shares = b.result.labels.total_cmp(&a.result.labels);
+            key(a).cmp(&key(b)).then(shares)
         });
         Ok(records)
     }
@@ -112,13 +116,25 @@ pub fn mean_gain(records: &[ProbeRecord], weights: &str) -> Option<f64> {
     (!gains.is_empty()).then(|| gains.iter().sum::<f64>() / gains.len() as f64)
 }
 
+/// What a drawn split has parted, without images that it leaves alone.
+fn both_parts(dataset: &Dataset) -> Arc<Vec<usize>> {
+    let mut all: Vec<usize> = dataset
+        .train
+        .iter()
+        .chain(&*dataset.held_out)
+        .copied()
+        .collect();
+    all.sort_unstable();
+    Arc::new(all)
+}
+
 /// The images to train a probe on and those to score: of `val` where it is given, else of the data set's own or drawn
 /// split.
 pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<ProbeData<'a>> {
     if dataset.classes.is_empty() {
         return Err(Error::data(
             dataset.path(),
-            "has no classes to tell apart; sort labelled images into one folder a class",
+            "has no classes, or only one class, and nothing to tell apart; sort labelled images into one folder a class",
         ));
     }
     let own = |dataset: &Dataset| matches!(dataset.split, Split::Own { .. });
@@ -128,12 +144,12 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
             let train = if own(dataset) {
                 dataset.train.clone()
             } else {
-                dataset.all()
+                both_parts(dataset)
             };
             let held_out = if own(val) {
                 val.held_out.clone()
             } else {
-                val.all()
+                both_parts(val)
             };
             (train, (val, held_out))
         }

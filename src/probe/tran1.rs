@@ -9,14 +9,16 @@ use crate::error::Result;
 use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
-use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
+use crate::train::{
+    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
+};
 
 const HEADS: usize = 4;
 const BATCH: usize = 128;
 const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.05;
 /// Lengths in epochs among which a search chooses, and how many images it looks at.
-const LENGTHS: [usize; 3] = [3, 6, 12];
+const LENGTHS: [usize; 3] = [4, 8, 16];
 const SEARCHED: usize = 5000;
 const HELD_OUT: f64 = 0.2;
 /// Steps that count as an epoch where there are fewer batches.
@@ -116,8 +118,8 @@ impl Block<'_> {
         let (fit, check) = stratified_places(&labels, HELD_OUT, self.seed);
         let fit: Vec<(usize, u32)> = fit.iter().map(|&i| looked_at[i]).collect();
         let (places, labels): (Vec<usize>, Vec<u32>) = check.iter().map(|&i| looked_at[i]).unzip();
-        let mut best = (f64::NEG_INFINITY, LENGTHS[0]);
-        // With a class or two of an image each there may be nothing to check by.
+        // Without an image to check by, none is chosen: the middle one.
+        let mut best = (f64::NEG_INFINITY, LENGTHS[LENGTHS.len() / 2]);
         for epochs in LENGTHS.into_iter().filter(|_| !labels.is_empty()) {
             let model = self.fit(&fit, epochs)?;
             let score = self.scores(&model, self.features, &places)?.top(1, &labels);
@@ -175,6 +177,7 @@ impl Block<'_> {
             |model: &Tran1, (maps, labels): (Tensor<3>, Vec<u32>)| {
                 cross_entropy(model.forward(maps, self.features.grid), &labels, 0.0)
             },
+            settled,
             give_up,
             |_, report| {
                 let detail = format!("loss {:.3}", report.loss);

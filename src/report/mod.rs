@@ -13,7 +13,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::heat::Visible;
 use crate::observe::Silent;
-use crate::pretrain::{Images, PretrainModel, WithModel, with_model};
+use crate::pretrain::{Images, PretrainModel, WithModel, traits, with_model};
 use crate::probe::{
     Features, Matrix, Part, ProbeConfig, ProbeRecord, SHIPPED_ROW, UNTRAINED, extract, mean_gain,
     nearest_neighbours, whole_images,
@@ -154,7 +154,8 @@ fn facts(
     ];
     if let (Some((_, first)), Some((_, last))) = (losses.first(), losses.last()) {
         let trivial = trivial.map_or(String::new(), |trivial| {
-            format!("; the best constant guess has {trivial:.4}")
+            let what = traits(config.method, config.objective.target).trivial;
+            format!("; {what} has {trivial:.4}")
         });
         facts.push((
             "loss",

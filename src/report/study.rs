@@ -5,32 +5,17 @@ use std::path::Path;
 use askama::Template;
 
 use super::plots;
-use crate::config::Method;
 use crate::error::{Error, Result};
 use crate::study::{Cell, Row, rows, to_csv, to_markdown};
 use crate::train::{create_folder, write_durably};
 
 #[derive(Template)]
 #[template(path = "study.html")]
-struct Page {
+struct Page<'a> {
     title: String,
-    table: Vec<Line>,
-    failed: Vec<(String, String)>,
+    rows: &'a [Row],
+    failed: &'a [(String, String)],
     plots: Vec<(String, String)>,
-}
-
-struct Line {
-    encoder: String,
-    protocol: &'static str,
-    labels: String,
-    method: String,
-    top1: String,
-    seeds: usize,
-    difference: String,
-    epochs: String,
-    minutes: String,
-    paper: &'static str,
-    is_moco: bool,
 }
 
 /// Writes `table.md`, `table.csv` and `report.html` into `out`.
@@ -44,16 +29,16 @@ pub fn write_comparison(
     let rows = rows(cells);
     let page = Page {
         title: title.to_owned(),
-        table: rows.iter().map(line).collect(),
-        failed: failed.to_vec(),
+        rows: &rows,
+        failed,
         plots: course_plots(cells)?,
     };
     let html = page
         .render()
         .map_err(|error| Error::Plot(error.to_string()))?;
     for (name, text) in [
-        ("table.md", to_markdown(&rows)),
-        ("table.csv", to_csv(&rows)),
+        ("table.md", to_markdown(&rows, failed)),
+        ("table.csv", to_csv(&rows, failed)),
         ("report.html", html),
     ] {
         write_durably(&out.join(name), text.as_bytes())?;
@@ -61,26 +46,14 @@ pub fn write_comparison(
     Ok(())
 }
 
-fn line(row: &Row) -> Line {
-    Line {
-        encoder: row.encoder.clone(),
-        protocol: row.protocol.name(),
-        labels: row.share(),
-        method: row.title(),
-        top1: row.figure(),
-        seeds: row.top1.len(),
-        difference: row.difference(),
-        epochs: format!("{:.0}", row.epochs),
-        minutes: format!("{:.1}", row.minutes),
-        paper: row.paper.unwrap_or("–"),
-        is_moco: row.method == Method::MocoV2.name(),
-    }
-}
-
 /// For each encoder: k-NN accuracy and effective rank by minutes of pre-training, a curve a method, of its first seed.
 fn course_plots(cells: &[Cell]) -> Result<Vec<(String, String)>> {
-    let mut encoders: Vec<&str> = cells.iter().map(|cell| &*cell.encoder).collect();
-    encoders.dedup();
+    let mut encoders: Vec<&str> = Vec::new();
+    for cell in cells {
+        if !encoders.contains(&&*cell.encoder) {
+            encoders.push(&cell.encoder);
+        }
+    }
     let mut plots = Vec::new();
     for encoder in encoders {
         for (label, of) in [

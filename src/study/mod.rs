@@ -11,7 +11,7 @@ use toml::Table;
 
 use crate::data::ImageSize;
 use crate::error::{Error, Result};
-use crate::probe::{Protocol, UNTRAINED};
+use crate::probe::Protocol;
 
 pub use plan::{Plan, PlannedCell};
 pub use run::{Study, StudyOutcome, cells_of_runs};
@@ -119,6 +119,25 @@ impl StudyFile {
                 return Err(format!("{key} = []: at least one"));
             }
         }
+        for (key, twice) in [
+            ("encoders", twice(&self.encoders)),
+            ("methods", twice(&self.methods)),
+            ("seeds", twice(&self.seeds)),
+            ("protocols", twice(&self.protocols)),
+            ("labels", twice(&self.labels)),
+        ] {
+            if let Some(twice) = twice {
+                return Err(format!("{key} has {twice} twice"));
+            }
+        }
+        for name in &self.encoders {
+            let own = self.set.get(name).and_then(toml::Value::as_table);
+            for key in ["method", "encoders"] {
+                if own.is_some_and(|own| own.contains_key(key)) {
+                    return Err(format!("[set.{name}] {key}: not of an encoder"));
+                }
+            }
+        }
         if let Some(share) = self.labels.iter().find(|&&s| !(s > 0.0 && s <= 1.0)) {
             return Err(format!("labels has {share}: shares above 0 and up to 1"));
         }
@@ -130,6 +149,13 @@ impl StudyFile {
         }
         Ok(())
     }
+}
+
+/// What occurs more than once.
+fn twice<T: PartialEq + std::fmt::Debug>(values: &[T]) -> Option<String> {
+    let mut places = values.iter().enumerate();
+    let found = places.find(|(i, value)| values[..*i].contains(value));
+    found.map(|(_, value)| format!("{value:?}"))
 }
 
 /// One score of a cell.
@@ -172,14 +198,22 @@ pub struct Cell {
     pub scores: Vec<Score>,
     /// The configuration without what concerns the machine, as TOML.
     pub config: String,
+    /// Fingerprints of the images trained on and of those scored, and the minutes that the study had.
+    pub given: Given,
+}
+
+/// What a cell was made of, beside its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Given {
+    /// Fingerprint of the index of the images.
+    pub data: String,
+    /// Of the images to score, where they are another set.
+    pub val: Option<String>,
+    /// Minutes of pre-training, where that is what the study counts.
+    pub minutes: Option<f64>,
 }
 
 impl Cell {
-    /// Whether nothing was trained.
-    pub fn is_untrained(&self) -> bool {
-        self.method == UNTRAINED
-    }
-
     /// The score of a protocol with a share of the labels.
     pub fn score(&self, protocol: Protocol, labels: f64) -> Option<&Score> {
         self.scores

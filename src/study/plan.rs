@@ -5,7 +5,7 @@ use toml::{Table, Value};
 use super::StudyFile;
 use crate::config::{Config, LATENT, Method};
 use crate::error::{Error, Result, nearest};
-use crate::probe::{Protocol, Task, UNTRAINED};
+use crate::probe::{Protocol, Task, UNTRAINED, file_name};
 
 /// Keys of `[set.NAME]` that are not settings.
 const OWN_KEYS: [&str; 4] = ["method", "seeds", "encoders", "labels"];
@@ -19,31 +19,19 @@ pub struct PlannedCell {
     pub config: Config,
     /// How it is scored.
     pub tasks: Vec<Task>,
+    /// Whether nothing is trained.
+    pub untrained: bool,
 }
 
 impl PlannedCell {
     /// Its name, also as part of a path.
     pub fn name(&self) -> String {
-        let plain: String = self
-            .method
-            .chars()
-            .map(|c| {
-                if c.is_alphanumeric() || "-.".contains(c) {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
-        format!(
-            "{plain}.{}.seed{}",
-            self.config.encoder.name, self.config.seed
-        )
+        format!("{}.seed{}", self.kind(), self.config.seed)
     }
 
-    /// Whether nothing is trained.
-    pub fn is_untrained(&self) -> bool {
-        self.method == UNTRAINED
+    /// Its name without the seed.
+    pub(super) fn kind(&self) -> String {
+        format!("{}.{}", file_name(&self.method), self.config.encoder.name)
     }
 }
 
@@ -56,13 +44,22 @@ pub struct Plan {
 impl Plan {
     /// Resolves a study file; `common` are settings of the command line, which hold for all cells.
     pub fn new(file: &StudyFile, common: &[(String, String)]) -> Result<Self> {
-        let mut cells = Vec::new();
+        let mut cells: Vec<PlannedCell> = Vec::new();
         for &seed in &file.seeds {
             for encoder in &file.encoders {
                 for method in &file.methods {
-                    if file.has(method, encoder, seed)? {
-                        cells.push(file.cell(method, encoder, seed, common)?);
+                    if !file.has(method, encoder, seed)? {
+                        continue;
                     }
+                    let cell = file.cell(method, encoder, seed, common)?;
+                    if let Some(other) = cells.iter().find(|other| other.name() == cell.name()) {
+                        return Err(Error::Refused(format!(
+                            "methods `{}` and `{method}` would both be called {}; rename one",
+                            other.method,
+                            cell.name()
+                        )));
+                    }
+                    cells.push(cell);
                 }
             }
         }
@@ -77,20 +74,30 @@ impl StudyFile {
 
     /// Whether the study has this combination.
     fn has(&self, method: &str, encoder: &str, seed: u64) -> Result<bool> {
+        let mut has = true;
         for name in [method, encoder] {
-            if let Some(seeds) = self.own(name, "seeds") {
-                let seeds: Vec<u64> = read(name, "seeds", seeds)?;
-                if !seeds.contains(&seed) {
-                    return Ok(false);
-                }
-            }
+            has &= self.is_among(name, "seeds", &self.seeds, &seed)?;
         }
-        match self.own(method, "encoders") {
-            Some(encoders) => {
-                let encoders: Vec<String> = read(method, "encoders", encoders)?;
-                Ok(encoders.iter().any(|name| name == encoder))
-            }
-            None => Ok(true),
+        let encoder = encoder.to_owned();
+        Ok(has && self.is_among(method, "encoders", &self.encoders, &encoder)?)
+    }
+
+    /// Whether `[set.NAME]` leaves `wanted` in; what it lists must be of the study's own.
+    fn is_among<T>(&self, name: &str, key: &str, all: &[T], wanted: &T) -> Result<bool>
+    where
+        T: serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let Some(list) = self.own(name, key) else {
+            return Ok(true);
+        };
+        let chosen: Vec<T> = read(name, key, list)?;
+        match chosen.iter().find(|one| !all.contains(one)) {
+            Some(foreign) => Err(Error::Value {
+                key: format!("set.{name}.{key}"),
+                value: format!("{foreign:?}"),
+                expected: format!("some of the study's {key}, {all:?}"),
+            }),
+            None => Ok(chosen.contains(wanted)),
         }
     }
 
@@ -101,7 +108,18 @@ impl StudyFile {
         seed: u64,
         common: &[(String, String)],
     ) -> Result<PlannedCell> {
+        let known = || {
+            Method::ALL
+                .map(Method::name)
+                .into_iter()
+                .chain([LATENT, UNTRAINED])
+        };
         let base: String = match self.own(method, "method") {
+            Some(_) if known().any(|name| name == method) => {
+                return Err(Error::Refused(format!(
+                    "[set.{method}] method: {method} is a method itself; give the row a name of its own"
+                )));
+            }
             Some(base) => read(method, "method", base)?,
             None => method.to_owned(),
         };
@@ -113,11 +131,10 @@ impl StudyFile {
                 vec![("method".into(), name.into())]
             }
             _ => {
-                let known = Method::ALL.map(Method::name);
                 return Err(Error::Unknown {
                     what: "method (give [set.NAME] method = \"…\" for names of your own)",
                     given: base.clone(),
-                    nearest: nearest(&base, known.into_iter().chain([LATENT, UNTRAINED])),
+                    nearest: nearest(&base, known()),
                 });
             }
         };
@@ -133,7 +150,19 @@ impl StudyFile {
         }
         for name in [encoder, method] {
             if let Some(Value::Table(table)) = self.set.get(name) {
-                flatten(table, "", &mut settings);
+                let mut own = Vec::new();
+                flatten(table, "", &mut own);
+                for (key, _) in &own {
+                    let of_study = ["seed", "encoder.name", "data.path", "method"]
+                        .contains(&&**key)
+                        || key == "optim.epochs" && self.minutes.is_some();
+                    if of_study {
+                        return Err(Error::Refused(format!(
+                            "[set.{name}] {key}: that is the study's own to say, for all cells"
+                        )));
+                    }
+                }
+                settings.extend(own);
             }
         }
         settings.extend_from_slice(common);
@@ -145,6 +174,7 @@ impl StudyFile {
             method: method.to_owned(),
             config: Config::load(None, &settings)?,
             tasks: tasks(&self.protocols, &labels),
+            untrained: base == UNTRAINED,
         })
     }
 }

@@ -2,20 +2,25 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use serde_json::Value;
 use toml::Table;
 
-use super::{Cell, Plan, PlannedCell, Score, StudyFile};
+use super::{Cell, Given, Plan, PlannedCell, Score, StudyFile};
 use crate::bench::{BenchConfig, Work, bench};
 use crate::config::Config;
-use crate::data::{DataConfig, Dataset};
+use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::pretrain::{self, Surroundings, suited};
-use crate::probe::{ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data};
-use crate::train::{CONFIG_FILE, ENCODER_FILE, RunFolder, create_folder, write_durably};
+use crate::probe::{
+    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data,
+};
+use crate::train::{
+    CONFIG_FILE, ENCODER_FILE, INDEX_FILE, RunFolder, create_folder, write_durably,
+};
 use crate::weights::Weights;
 
 /// Finished cells, one JSON file each; small enough to be kept with the results of a study.
@@ -28,17 +33,20 @@ const PACE: &str = "pace.json";
 const PACE_STEPS: usize = 30;
 /// Epochs of fine-tuning.
 const FINETUNE_EPOCHS: usize = 15;
-/// Feature maps up to this many MiB are kept.
-const MEMORY_MIB: u64 = 4096;
+const PRE_TRAINED_ON: &str = "fingerprint of the images pre-trained on";
+const REMEDY: &str = "choose another --out, or delete the cell's file and run to have it run again";
 /// Keys that say how, not what, a run computes.
-const OF_THE_MACHINE: [&str; 7] = [
+const OF_THE_MACHINE: [&str; 10] = [
     "threads",
     "device",
     "kernels",
     "data.path",
     "data.loader_threads",
     "data.memory_mib",
-    "run",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.watch_every",
+    "run.watch_images",
 ];
 
 /// Keys that an untrained network does not depend on.
@@ -55,15 +63,16 @@ const OF_TRAINING: [&str; 6] = [
 pub struct Study<'a> {
     file: &'a StudyFile,
     plan: Plan,
-    out: PathBuf,
+    folder: RunFolder,
     around: &'a Surroundings<'a>,
     /// Image sets that were opened, by how.
     opened: RefCell<Vec<(DataConfig, u64, Rc<Dataset>)>>,
 }
 
 /// How a study stands.
+#[derive(Default)]
 pub struct StudyOutcome {
-    /// Cells with all their scores, in the study's order.
+    /// Cells with the scores they have so far, in the study's order.
     pub cells: Vec<Cell>,
     /// Cells that failed: name and reason.
     pub failed: Vec<(String, String)>,
@@ -79,10 +88,23 @@ impl<'a> Study<'a> {
         out: &Path,
         around: &'a Surroundings<'a>,
     ) -> Result<Self> {
+        for path in [&file.data, &file.val] {
+            let text = path.to_string_lossy();
+            if !(text.is_empty()
+                || text.starts_with("builtin:")
+                || text.contains('{')
+                || path.exists())
+            {
+                return Err(Error::Refused(format!(
+                    "{}: no such file or folder; check `data` and `val` of the study",
+                    path.display()
+                )));
+            }
+        }
         Ok(Self {
             plan: Plan::new(file, common)?,
             file,
-            out: out.to_owned(),
+            folder: RunFolder::at(out),
             around,
             opened: RefCell::default(),
         })
@@ -93,162 +115,232 @@ impl<'a> Study<'a> {
         &self.plan
     }
 
-    /// Runs what is missing. A cell that fails does not keep the others from being run.
-    pub fn run(&self) -> Result<StudyOutcome> {
-        for folder in [CELLS, RUNS] {
-            create_folder(&self.out.join(folder))?;
-        }
-        let mut outcome = StudyOutcome {
-            cells: Vec::new(),
-            failed: Vec::new(),
-            stopped: false,
+    /// The epochs of every cell that is planned, without running any; where the study counts minutes, paces are measured.
+    pub fn lengths(&self) -> Result<Vec<(String, usize)>> {
+        create_folder(self.folder.path())?;
+        let _lock = self.folder.lock()?;
+        let length = |planned: &PlannedCell| {
+            let epochs = if planned.untrained {
+                0
+            } else {
+                self.epochs(planned)?
+            };
+            Ok((planned.name(), epochs))
         };
+        self.plan.cells.iter().map(length).collect()
+    }
+
+    /// Runs what is missing. A cell that fails does not keep the others from being run. After each cell `progress` is told
+    /// how the study stands.
+    pub fn run(
+        &self,
+        mut progress: impl FnMut(&StudyOutcome) -> Result<()>,
+    ) -> Result<StudyOutcome> {
+        for folder in [CELLS, RUNS] {
+            create_folder(&self.folder.file(folder))?;
+        }
+        let _lock = self.folder.lock()?;
+        // What the study no longer fits is found before anything is run.
+        for planned in &self.plan.cells {
+            self.check_kept(planned)?;
+        }
+        let mut outcome = StudyOutcome::default();
         let count = self.plan.cells.len();
         for (i, planned) in self.plan.cells.iter().enumerate() {
             let name = planned.name();
-            self.around
-                .observer
-                .note(&format!("cell {} of {count}: {name}", i + 1));
-            match self.cell(planned) {
-                Ok(Some(cell)) => outcome.cells.push(cell),
-                Ok(None) => {
-                    outcome.stopped = true;
-                    break;
-                }
-                // What the study says of a cell is wrong, not what became of it.
-                Err(error @ Error::Refused(_)) => return Err(error),
+            if outcome.stopped {
+                outcome.cells.extend(self.kept(planned)?);
+                continue;
+            }
+            let observer = self.around.observer;
+            observer.note(&format!("cell {} of {count}: {name}", i + 1));
+            let result = self.cell(planned);
+            outcome.cells.extend(self.kept(planned)?);
+            match result {
+                Ok(()) => {}
+                Err(Error::Stopped) => outcome.stopped = true,
                 Err(error) => {
-                    self.around
-                        .observer
-                        .note(&format!("{name} failed: {error}"));
+                    observer.note(&format!("{name} failed: {error}"));
                     outcome.failed.push((name, error.to_string()));
                 }
             }
+            progress(&outcome)?;
         }
         Ok(outcome)
     }
 
-    /// One cell, or none where it was stopped.
-    fn cell(&self, planned: &PlannedCell) -> Result<Option<Cell>> {
-        let path = self
-            .out
-            .join(CELLS)
-            .join(format!("{}.json", planned.name()));
-        let kept = read_cell(&path)?;
-        let complete = |cell: &Cell| {
-            let scored = |task: &&Task| cell.score(task.protocol, task.labels).is_some();
-            planned.tasks.iter().filter(scored).count() == planned.tasks.len()
-        };
-        let config = match &kept {
-            Some(cell) => {
-                let found = with_epochs(&planned.config, cell.epochs)?;
-                let config = if self.file.epochs.is_some() && !planned.is_untrained() {
-                    &planned.config
-                } else {
-                    &found
-                };
-                let expected = describe(config, planned.is_untrained());
-                check_same(planned, &cell.config, &expected)?;
-                found
-            }
-            None => self.planned_config(planned)?,
-        };
-        if let Some(cell) = kept.filter(complete) {
-            return Ok(Some(cell));
-        }
-        let run = self.out.join(RUNS).join(planned.name());
-        if !planned.is_untrained() && !self.pretrain(planned, &config, &run)? {
+    fn cell_file(&self, planned: &PlannedCell) -> PathBuf {
+        let name = format!("{}.json", planned.name());
+        self.folder.file(CELLS).join(name)
+    }
+
+    fn run_folder(&self, planned: &PlannedCell) -> RunFolder {
+        RunFolder::at(&self.folder.file(RUNS).join(planned.name()))
+    }
+
+    /// What is known of a cell, with the scores that the study asks for.
+    fn kept(&self, planned: &PlannedCell) -> Result<Option<Cell>> {
+        let path = self.cell_file(planned);
+        let Ok(bytes) = std::fs::read(&path) else {
             return Ok(None);
-        }
-        let mut cell = self.measured(planned, &config, &run)?;
-        if let Some(kept) = read_cell(&path)? {
-            cell.scores = kept.scores;
-        }
-        let dataset = self.dataset(&config, &self.file.data)?;
-        let val = (!self.file.val.as_os_str().is_empty())
-            .then(|| self.dataset(&config, &self.file.val))
-            .transpose()?;
-        let data = probe_data(&dataset, val.as_deref())?;
-        let weights = if planned.is_untrained() {
-            let name = format!("{UNTRAINED}:{}", config.encoder.name);
-            Weights::open(&name, config.seed, config.images())?
-        } else {
-            Weights::open(&run.display().to_string(), config.seed, config.images())?
         };
+        let mut cell: Cell = serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
+            path,
+            message: format!("is no cell of a study ({error}); delete it to have it run again"),
+        })?;
+        let is_asked = |score: &Score| {
+            let same = |task: &Task| task.protocol == score.protocol && task.labels == score.labels;
+            planned.tasks.iter().any(same)
+        };
+        cell.scores.retain(is_asked);
+        Ok(Some(cell))
+    }
+
+    /// Refuses a cell or a run that was made with other settings than the study now asks for.
+    fn check_kept(&self, planned: &PlannedCell) -> Result<()> {
+        if let Some(cell) = self.kept(planned)? {
+            let expected = self.given(&planned.config)?;
+            let differs = |key: &str, found: &dyn Debug, expected: &dyn Debug| {
+                Err(Error::Refused(format!(
+                    "cell {}: it was made with {key} {found:?}, the study now has {expected:?}; {REMEDY}",
+                    planned.name()
+                )))
+            };
+            if cell.given.data != expected.data {
+                return differs("data of fingerprint", &cell.given.data, &expected.data);
+            }
+            if cell.given.val != expected.val {
+                return differs("val of fingerprint", &cell.given.val, &expected.val);
+            }
+            if cell.given.minutes != expected.minutes && !planned.untrained {
+                return differs("minutes", &cell.given.minutes, &expected.minutes);
+            }
+            let expected = self.with_epochs(planned, cell.epochs)?;
+            let expected = describe(&expected, planned.untrained);
+            check_same(planned, &cell.config, &expected)?;
+        }
+        let run = self.run_folder(planned);
+        if run.file(CONFIG_FILE).is_file() {
+            let begun = pretrain::resumed_config(&run, None)?;
+            let expected = self.with_epochs(planned, begun.optim.epochs)?;
+            check_same(
+                planned,
+                &describe(&begun, false),
+                &describe(&expected, false),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Does what is missing of a cell.
+    fn cell(&self, planned: &PlannedCell) -> Result<()> {
+        let kept = self.kept(planned)?;
+        let scores = kept.map_or_else(Vec::new, |cell| cell.scores);
+        let is_missing = |task: &Task| {
+            let same =
+                |score: &Score| score.protocol == task.protocol && score.labels == task.labels;
+            !scores.iter().any(same)
+        };
+        let missing: Vec<Task> = planned.tasks.iter().copied().filter(is_missing).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // What cannot be scored need not be trained.
+        let dataset = self.dataset(&planned.config, &self.file.data)?;
+        let val = self.val(&planned.config)?;
+        let data = probe_data(&dataset, val.as_deref())?;
+        let run = self.run_folder(planned);
+        let (weights, mut cell) = if planned.untrained {
+            let config = &planned.config;
+            let name = format!("{UNTRAINED}:{}", config.encoder.name);
+            let weights = Weights::open(&name, config.seed, config.images())?;
+            (weights, self.measured(planned, config, &[])?)
+        } else {
+            let config = self.pretrain(planned, &run)?;
+            let name = run.path().display().to_string();
+            let weights = Weights::open(&name, config.seed, config.images())?;
+            (
+                weights,
+                self.measured(planned, &config, &run.read_events()?)?,
+            )
+        };
+        cell.scores = scores;
+        let config = &planned.config;
         let probing = ProbeConfig {
             image_size: config.image_size,
             stride: config.encoder.stride,
             seed: config.seed,
             epochs: FINETUNE_EPOCHS,
             search: true,
-            memory_mib: MEMORY_MIB,
+            memory_mib: FEATURE_MEMORY_MIB,
         };
-        let missing: Vec<Task> = planned
-            .tasks
-            .iter()
-            .copied()
-            .filter(|task| cell.score(task.protocol, task.labels).is_none())
-            .collect();
-        let stop = self.around.stop;
-        let scored = probe(
+        let observer = self.around.observer;
+        probe(
             &weights.encoder,
             &data,
             &missing,
             &probing,
-            self.around.observer,
+            observer,
             |result| {
                 let score = Score::from(&result);
-                self.around.observer.note(&format!(
+                observer.note(&format!(
                     "{}: {} with {} of the labels {:.2} %",
                     planned.name(),
                     score.protocol.name(),
                     score.labels,
                     score.top1
                 ));
-                if !planned.is_untrained() {
-                    self.record(&config, result).save(&RunFolder::open(&run)?)?;
+                if !planned.untrained {
+                    self.record(config, result).save(&run)?;
                 }
                 cell.scores.push(score);
-                write_cell(&cell, &path)?;
-                if stop() { Err(Error::Stopped) } else { Ok(()) }
+                let text = serde_json::to_vec_pretty(&cell).expect("a cell is valid JSON");
+                write_durably(&self.cell_file(planned), &text)?;
+                if (self.around.stop)() {
+                    Err(Error::Stopped)
+                } else {
+                    Ok(())
+                }
             },
-        );
-        match scored {
-            Err(Error::Stopped) if !complete(&cell) => Ok(None),
-            Err(Error::Stopped) | Ok(()) => Ok(Some(cell)),
-            Err(error) => Err(error),
-        }
+        )
     }
 
-    /// Trains a cell's run to its end; false where it was stopped.
-    fn pretrain(&self, planned: &PlannedCell, config: &Config, run: &Path) -> Result<bool> {
+    /// Trains a cell's run to its end; its configuration.
+    fn pretrain(&self, planned: &PlannedCell, run: &RunFolder) -> Result<Config> {
         let observer = self.around.observer;
-        if !run.join(CONFIG_FILE).is_file() {
-            let dataset = self.dataset(config, &self.file.data)?;
-            let outcome = pretrain::start(config, &dataset, run, self.around)?;
-            return Ok(!outcome.stopped());
+        let (config, outcome) = if run.file(CONFIG_FILE).is_file() {
+            let mut begun = pretrain::resumed_config(run, None)?;
+            if run.file(ENCODER_FILE).is_file() {
+                return Ok(begun);
+            }
+            // The images may have moved; whether they are the same is checked by their index.
+            begun.data.path = planned.config.data.path.clone();
+            let dataset = pretrain::reopen_data(run, &begun, false, observer)?;
+            let outcome = pretrain::resume(run.clone(), &begun, &dataset, self.around)?;
+            (begun, outcome)
+        } else {
+            let config = self.with_epochs(planned, self.epochs(planned)?)?;
+            let dataset = self.dataset(&config, &self.file.data)?;
+            let outcome = pretrain::start(&config, &dataset, run.path(), self.around)?;
+            (config, outcome)
+        };
+        if outcome.stopped() {
+            return Err(Error::Stopped);
         }
-        let folder = RunFolder::open(run)?;
-        let begun = pretrain::resumed_config(&folder, None)?;
-        check_same(planned, &describe(&begun, false), &describe(config, false))?;
-        if folder.file(ENCODER_FILE).is_file() {
-            return Ok(true);
-        }
-        let dataset = pretrain::reopen_data(&folder, &begun, false, observer)?;
-        let outcome = pretrain::resume(folder, &begun, &dataset, self.around)?;
-        Ok(!outcome.stopped())
+        Ok(config)
     }
 
-    /// The configuration with its epochs, where the study counts minutes.
-    fn planned_config(&self, planned: &PlannedCell) -> Result<Config> {
-        let (Some(minutes), false) = (self.file.minutes, planned.is_untrained()) else {
-            return Ok(planned.config.clone());
+    /// The epochs that a cell has, or is to have where the study counts minutes.
+    fn epochs(&self, planned: &PlannedCell) -> Result<usize> {
+        let Some(minutes) = self.file.minutes else {
+            return Ok(planned.config.optim.epochs);
         };
-        // A run that was begun keeps its length.
-        let run = self.out.join(RUNS).join(planned.name());
-        if run.join(CONFIG_FILE).is_file() {
-            let begun = pretrain::resumed_config(&RunFolder::open(&run)?, None)?;
-            return with_epochs(&planned.config, begun.optim.epochs);
+        if let Some(cell) = self.kept(planned)? {
+            return Ok(cell.epochs);
+        }
+        let run = self.run_folder(planned);
+        if run.file(CONFIG_FILE).is_file() {
+            return Ok(pretrain::resumed_config(&run, None)?.optim.epochs);
         }
         let (pace, images) = self.pace(planned)?;
         let epochs = (minutes * 60.0 * pace / images as f64).round().max(1.0);
@@ -256,12 +348,24 @@ impl<'a> Study<'a> {
             "{}: {pace:.0} images/s, so {minutes} minutes are {epochs} epochs",
             planned.name()
         ));
-        with_epochs(&planned.config, epochs as usize)
+        Ok(epochs as usize)
     }
 
-    /// Images a second of a training step, measured once for each method and encoder, and the training images.
+    /// The configuration of a cell of so many epochs, where the study counts minutes; else as the study has it.
+    fn with_epochs(&self, planned: &PlannedCell, epochs: usize) -> Result<Config> {
+        let mut config = planned.config.clone();
+        if self.file.minutes.is_some() && !planned.untrained {
+            config.optim.epochs = epochs;
+            // The warm-up may be bounded by the length.
+            config.resolve()?;
+        }
+        Ok(config)
+    }
+
+    /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the training
+    /// images.
     fn pace(&self, planned: &PlannedCell) -> Result<(f64, usize)> {
-        let path = self.out.join(PACE);
+        let path = self.folder.file(PACE);
         let mut known: BTreeMap<String, f64> = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
                 path: path.clone(),
@@ -269,27 +373,46 @@ impl<'a> Study<'a> {
             })?,
             Err(_) => BTreeMap::new(),
         };
-        let config = &planned.config;
         let observer = self.around.observer;
-        let dataset = self.dataset(config, &self.file.data)?;
-        let config = suited(config, &dataset)?;
-        let hash = blake3::hash(describe(&config, false).as_bytes()).to_hex();
-        let key = format!("{} {}", planned.name(), &hash[..8]);
-        if let Some(&pace) = known.get(&key) {
-            return Ok((pace, dataset.train.len()));
-        }
+        let dataset = self.dataset(&planned.config, &self.file.data)?;
+        let config = suited(&planned.config, &dataset)?;
+        let seedless = Config {
+            seed: 0,
+            ..config.clone()
+        };
+        let hash = blake3::hash(describe(&seedless, false).as_bytes()).to_hex();
+        let key = format!("{} {}", planned.kind(), &hash[..8]);
         let images = dataset.train.len();
+        if let Some(&pace) = known.get(&key) {
+            return Ok((pace, images));
+        }
         let timing = BenchConfig {
             work: Work::Pretrain,
             steps: PACE_STEPS,
             one_batch: false,
             keep_step: None,
         };
-        let pace = bench(&config, &dataset, &timing, observer)?.median;
+        let pace = bench(&config, &dataset, &timing, observer)?.mean;
         known.insert(key, pace);
         let text = serde_json::to_vec_pretty(&known).expect("a map is valid JSON");
         write_durably(&path, &text)?;
         Ok((pace, images))
+    }
+
+    fn val(&self, config: &Config) -> Result<Option<Rc<Dataset>>> {
+        let given = !self.file.val.as_os_str().is_empty();
+        given
+            .then(|| self.dataset(config, &self.file.val))
+            .transpose()
+    }
+
+    fn given(&self, config: &Config) -> Result<Given> {
+        let fingerprint = |dataset: &Rc<Dataset>| dataset.index().fingerprint();
+        Ok(Given {
+            data: fingerprint(&self.dataset(config, &self.file.data)?),
+            val: self.val(config)?.as_ref().map(fingerprint),
+            minutes: self.file.minutes,
+        })
     }
 
     /// The images at `path` as a configuration prepares them; opened once where augmentation is all that differs.
@@ -306,52 +429,41 @@ impl<'a> Study<'a> {
             blur: plain.blur,
             ..config.data.clone()
         };
+        // The seed draws the split, where there is none of its own.
         let mut opened = self.opened.borrow_mut();
-        let same = |entry: &&(DataConfig, u64, _)| entry.0 == data && entry.1 == config.seed;
+        let same = |entry: &&(DataConfig, u64, Rc<Dataset>)| {
+            let own = matches!(entry.2.split, Split::Own { .. } | Split::None);
+            entry.0 == data && (own || entry.1 == config.seed)
+        };
         if let Some((_, _, dataset)) = opened.iter().find(same) {
             return Ok(dataset.clone());
         }
         let dataset = Rc::new(Dataset::open(&data, config.seed, self.around.observer)?);
-        // Another seed or split seldom comes back, and decoded images are large.
-        opened.retain(|(other, seed, _)| other.path != data.path && *seed == config.seed);
+        // Decoded images are large: one set of each path.
+        opened.retain(|(other, _, _)| other.path != data.path);
         opened.push((data, config.seed, dataset.clone()));
         Ok(dataset)
     }
 
-    /// The epochs of every cell that is planned, without running any; where the study counts minutes, paces are measured.
-    pub fn lengths(&self) -> Result<Vec<(String, usize)>> {
-        create_folder(&self.out)?;
-        let length = |planned: &PlannedCell| {
-            let config = self.planned_config(planned)?;
-            let trained = !planned.is_untrained();
-            Ok((
-                planned.name(),
-                if trained { config.optim.epochs } else { 0 },
-            ))
-        };
-        self.plan.cells.iter().map(length).collect()
-    }
-
-    fn measured(&self, planned: &PlannedCell, config: &Config, run: &Path) -> Result<Cell> {
-        let mut cell = Cell {
+    fn measured(&self, planned: &PlannedCell, config: &Config, events: &[Value]) -> Result<Cell> {
+        let log = Log::of(events);
+        Ok(Cell {
             method: planned.method.clone(),
             encoder: config.encoder.name.clone(),
             seed: config.seed,
-            epochs: 0,
-            minutes: 0.0,
-            loss: None,
-            curve: Vec::new(),
-            ranks: Vec::new(),
+            epochs: if planned.untrained {
+                0
+            } else {
+                config.optim.epochs
+            },
+            minutes: log.minutes,
+            loss: log.loss,
+            curve: log.curve,
+            ranks: log.ranks,
             scores: Vec::new(),
-            config: describe(config, planned.is_untrained()),
-        };
-        if !planned.is_untrained() {
-            cell.epochs = config.optim.epochs;
-            let log = Log::of(&RunFolder::open(run)?.read_events()?);
-            (cell.minutes, cell.loss) = (log.minutes, log.loss);
-            (cell.curve, cell.ranks) = (log.curve, log.ranks);
-        }
-        Ok(cell)
+            config: describe(config, planned.untrained),
+            given: self.given(config)?,
+        })
     }
 
     fn record(&self, config: &Config, result: ProbeResult) -> ProbeRecord {
@@ -425,32 +537,6 @@ impl Log {
     }
 }
 
-fn with_epochs(config: &Config, epochs: usize) -> Result<Config> {
-    let mut config = config.clone();
-    if epochs > 0 {
-        config.optim.epochs = epochs;
-        // The warm-up may be bounded by the length.
-        config.resolve()?;
-    }
-    Ok(config)
-}
-
-fn read_cell(path: &Path) -> Result<Option<Cell>> {
-    let Ok(bytes) = std::fs::read(path) else {
-        return Ok(None);
-    };
-    let cell = serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
-        path: path.to_owned(),
-        message: format!("is no cell of a study ({error}); delete it to have it run again"),
-    })?;
-    Ok(Some(cell))
-}
-
-fn write_cell(cell: &Cell, path: &Path) -> Result<()> {
-    let text = serde_json::to_vec_pretty(cell).expect("a cell is valid JSON");
-    write_durably(path, &text)
-}
-
 /// A configuration without what concerns the machine and the watch over a run, and, for untrained networks, without what
 /// concerns training.
 fn describe(config: &Config, untrained: bool) -> String {
@@ -480,18 +566,19 @@ fn describe(config: &Config, untrained: bool) -> String {
 /// Refuses a cell that was run with another configuration than the study now asks for.
 fn check_same(planned: &PlannedCell, found: &str, expected: &str) -> Result<()> {
     let [found, expected] = [found, expected].map(settings_of);
-    let keys = found.keys().chain(expected.keys());
-    let mut different = keys.filter(|&key| found.get(key) != expected.get(key));
-    let Some(key) = different.next() else {
+    // A key that was not there yet had the effect of its default.
+    let defaults = settings_of(&Config::default().to_toml());
+    let value = |key: &String| found.get(key).or(defaults.get(key));
+    let mut different = expected
+        .iter()
+        .filter(|(key, expected)| value(key) != Some(expected));
+    let Some((key, expected)) = different.next() else {
         return Ok(());
     };
-    let value = |of: &BTreeMap<String, String>| of.get(key).cloned().unwrap_or("nothing".into());
     Err(Error::Refused(format!(
-        "cell {}: it was run with {key} = {}, the study now says {}; choose another --out, or delete the cell's file \
-         and run to have it run again",
+        "cell {}: it was run with {key} = {}, the study now says {expected}; {REMEDY}",
         planned.name(),
-        value(&found),
-        value(&expected)
+        value(key).map_or("nothing", String::as_str)
     )))
 }
 
@@ -513,10 +600,11 @@ fn settings_of(text: &str) -> BTreeMap<String, String> {
     settings
 }
 
-/// Cells of runs that exist, from their probe results; refused where they were scored on different images or sizes.
+/// Cells of runs that exist, from their probe results; refused where they were scored on different images or sizes. A run
+/// that has method, encoder and seed in common with an earlier one is called by its folder.
 pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
     let mut cells: Vec<Cell> = Vec::new();
-    let mut first: Option<(PathBuf, [String; 3])> = None;
+    let mut first: Option<(&Path, BTreeMap<String, String>)> = None;
     for path in paths {
         let run = RunFolder::open(path)?;
         let config = pretrain::resumed_config(&run, None)?;
@@ -528,54 +616,114 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
                 path.display()
             )));
         }
+        let found = circumstances(&run, &config, &records)?;
+        let (other, expected) = first.get_or_insert((path, found.clone()));
+        // A protocol that only one of them was scored by is no contradiction.
+        let differs = |(key, value): &(&String, &String)| {
+            expected.get(*key).is_some_and(|other| other != *value)
+        };
+        if let Some((key, value)) = found.iter().find(differs) {
+            return Err(Error::Refused(format!(
+                "{} and {} cannot be compared: {key} is {value} here and {} there",
+                path.display(),
+                other.display(),
+                expected[key]
+            )));
+        }
         let log = Log::of(&run.read_events()?);
-        for record in records {
-            let circumstances = [
-                record.data.clone(),
-                record.val.clone().unwrap_or_default(),
-                config.image_size.to_string(),
-            ];
-            let (other, expected) = first.get_or_insert((path.clone(), circumstances.clone()));
-            let names = ["data", "val", "image_size"];
-            for ((name, found), expected) in names.iter().zip(&circumstances).zip(&*expected) {
-                if found != expected {
-                    return Err(Error::Refused(format!(
-                        "{} and {} cannot be compared: {name} is {found:?} here and {expected:?} there",
-                        path.display(),
-                        other.display()
-                    )));
-                }
-            }
-            let own = record.weights == config.method_name();
-            let (method, epochs, minutes) = if own {
-                (record.weights.clone(), config.optim.epochs, log.minutes)
-            } else {
-                (record.weights.clone(), 0, 0.0)
+        let given = Given {
+            data: found[PRE_TRAINED_ON].clone(),
+            ..Given::default()
+        };
+        let taken = |method: &str, cells: &[Cell]| {
+            let same = |cell: &Cell| {
+                cell.method == method
+                    && cell.encoder == config.encoder.name
+                    && cell.seed == config.seed
             };
+            cells.iter().any(same)
+        };
+        let mut own = config.method_name().to_owned();
+        if taken(&own, &cells) {
+            own = path.display().to_string();
+        }
+        for record in records {
+            let is_own = record.weights == config.method_name();
+            let method = if is_own { own.clone() } else { record.weights };
+            let score = Score::from(&record.result);
             let same = |cell: &&mut Cell| {
                 cell.method == method
                     && cell.encoder == config.encoder.name
                     && cell.seed == config.seed
-                    && cell.epochs == epochs
             };
-            let score = Score::from(&record.result);
             match cells.iter_mut().find(same) {
+                // The untrained network, say, scored into several runs.
                 Some(cell) if cell.score(score.protocol, score.labels).is_some() => {}
                 Some(cell) => cell.scores.push(score),
                 None => cells.push(Cell {
                     method,
                     encoder: config.encoder.name.clone(),
                     seed: config.seed,
-                    epochs,
-                    minutes,
-                    loss: log.loss.filter(|_| own),
-                    curve: if own { log.curve.clone() } else { Vec::new() },
-                    ranks: if own { log.ranks.clone() } else { Vec::new() },
+                    epochs: if is_own { config.optim.epochs } else { 0 },
+                    minutes: if is_own { log.minutes } else { 0.0 },
+                    loss: log.loss.filter(|_| is_own),
+                    curve: if is_own {
+                        log.curve.clone()
+                    } else {
+                        Vec::new()
+                    },
+                    ranks: if is_own {
+                        log.ranks.clone()
+                    } else {
+                        Vec::new()
+                    },
                     scores: vec![score],
-                    config: describe(&config, !own),
+                    config: describe(&config, !is_own),
+                    given: given.clone(),
                 }),
             }
         }
     }
     Ok(cells)
+}
+
+/// What must be alike of runs that are compared.
+fn circumstances(
+    run: &RunFolder,
+    config: &Config,
+    records: &[ProbeRecord],
+) -> Result<BTreeMap<String, String>> {
+    let index = run.file(INDEX_FILE);
+    let index = std::fs::read(&index).map_err(Error::io(&index))?;
+    let mut found = BTreeMap::from([
+        ("image_size".to_owned(), config.image_size.to_string()),
+        (
+            PRE_TRAINED_ON.to_owned(),
+            blake3::hash(&index).to_hex()[..8].to_owned(),
+        ),
+    ]);
+    for record in records {
+        let ProbeResult {
+            protocol,
+            labels,
+            train_images,
+            held_out_images,
+            ..
+        } = &record.result;
+        let absolute = |text: &str| match std::path::absolute(text) {
+            Ok(path) if !text.starts_with("builtin:") => path.display().to_string(),
+            _ => text.to_owned(),
+        };
+        let val = record.val.as_deref().map_or("its own".into(), absolute);
+        found.insert("data of probes".into(), absolute(&record.data));
+        found.insert("val of probes".into(), val);
+        found.insert(
+            format!(
+                "number of images ({}, {labels} of the labels)",
+                protocol.name()
+            ),
+            format!("{train_images} and {held_out_images}"),
+        );
+    }
+    Ok(found)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Cell;
+use super::{Cell, Score};
 use crate::config::{LATENT, Method};
 use crate::probe::{Protocol, UNTRAINED};
 
@@ -12,14 +12,13 @@ const T95: [f64; 30] = [
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
     2.052, 2.048, 2.045, 2.042,
 ];
-const NORMAL95: f64 = 1.960;
 
 /// A difference with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     /// The difference of the means.
     pub difference: f64,
-    /// Half the interval's length, where both sides have two seeds and more (Welch).
+    /// Half the interval's length, where both sides have seeds that differ (Welch).
     pub margin: Option<f64>,
 }
 
@@ -36,6 +35,8 @@ pub struct Row {
     pub labels: f64,
     /// Top-1 accuracy of each seed, in percent.
     pub top1: Vec<f64>,
+    /// Images that the probe was trained on.
+    pub images: usize,
     /// Minutes of pre-training, averaged over seeds.
     pub minutes: f64,
     /// Epochs of pre-training, averaged over seeds.
@@ -80,9 +81,9 @@ impl Row {
         }
     }
 
-    /// The share of the labels: `100 %`.
+    /// The share of the labels and the images that have them: `10 % (2500)`.
     pub fn share(&self) -> String {
-        format!("{} %", (self.labels * 1e4).round() / 1e2)
+        format!("{} % ({})", (self.labels * 1e4).round() / 1e2, self.images)
     }
 
     /// What the method is called before a reader.
@@ -111,19 +112,21 @@ pub fn rows(cells: &[Cell]) -> Vec<Row> {
             .then(place(a.3).cmp(&place(b.3)))
     });
     let row = |&(encoder, protocol, labels, method): &(&str, Protocol, f64, &str)| {
-        let of = |method: &str| -> Vec<&Cell> {
-            let same = |cell: &&Cell| cell.encoder == encoder && cell.method == method;
-            cells.iter().filter(same).collect()
+        let of = |method: &str| -> Vec<(&Cell, &Score)> {
+            cells
+                .iter()
+                .filter(|cell| cell.encoder == encoder && cell.method == method)
+                .filter_map(|cell| Some((cell, cell.score(protocol, labels)?)))
+                .collect()
         };
-        let scores = |method: &str| -> Vec<f64> {
-            let scores = of(method)
-                .into_iter()
-                .filter_map(|cell| cell.score(protocol, labels));
-            scores.map(|score| score.top1).collect()
+        let top1 = |scored: &[(&Cell, &Score)]| -> Vec<f64> {
+            scored.iter().map(|(_, score)| score.top1).collect()
         };
-        let (own, cells) = (scores(method), of(method));
-        let moco = scores(Method::MocoV2.name());
-        let count = cells.len() as f64;
+        let scored = of(method);
+        let (own, moco) = (top1(&scored), top1(&of(Method::MocoV2.name())));
+        let average = |figure: fn(&Cell) -> f64| {
+            scored.iter().map(|(cell, _)| figure(cell)).sum::<f64>() / scored.len() as f64
+        };
         Row {
             encoder: encoder.to_owned(),
             method: method.to_owned(),
@@ -132,8 +135,9 @@ pub fn rows(cells: &[Cell]) -> Vec<Row> {
             against_moco: (method != Method::MocoV2.name() && !moco.is_empty())
                 .then(|| interval(&own, &moco)),
             top1: own,
-            minutes: cells.iter().map(|cell| cell.minutes).sum::<f64>() / count,
-            epochs: cells.iter().map(|cell| cell.epochs as f64).sum::<f64>() / count,
+            minutes: average(|cell| cell.minutes),
+            epochs: average(|cell| cell.epochs as f64),
+            images: scored.first().map_or(0, |(_, score)| score.images[0]),
             paper: paper(method, protocol, labels),
         }
     };
@@ -146,7 +150,6 @@ fn paper(method: &str, protocol: Protocol, labels: f64) -> Option<&'static str> 
         _ if labels < 1.0 => None,
         ("qb-heat", Protocol::Tran1) => Some("65.6"),
         ("moco-v2", Protocol::Tran1) => Some("52.9"),
-        ("qb-heat", Protocol::Linear) => Some("on a par with MoCo-v2"),
         _ => None,
     }
 }
@@ -163,18 +166,14 @@ fn variance(values: &[f64]) -> f64 {
 
 /// Difference of two means with Welch's 95 % confidence interval.
 fn interval(own: &[f64], other: &[f64]) -> Interval {
-    let margin = (own.len() > 1 && other.len() > 1).then(|| {
+    let spread = |values: &[f64]| values.len() > 1 && variance(values) > 0.0;
+    let margin = (spread(own) && spread(other)).then(|| {
         let [a, b] = [own, other].map(|values| variance(values) / values.len() as f64);
         let freedom = (a + b).powi(2)
             / (a.powi(2) / (own.len() - 1) as f64 + b.powi(2) / (other.len() - 1) as f64);
-        // Rounded down, for a table; without any deviation the margin is 0 anyway.
-        let degrees = if freedom.is_finite() {
-            freedom as usize
-        } else {
-            1
-        };
-        let quantile = T95.get(degrees.max(1) - 1).copied().unwrap_or(NORMAL95);
-        quantile * (a + b).sqrt()
+        // Rounded down, to what the table has.
+        let degrees = (freedom as usize).clamp(1, T95.len());
+        T95[degrees - 1] * (a + b).sqrt()
     });
     Interval {
         difference: mean(own) - mean(other),
@@ -194,12 +193,13 @@ pub(crate) fn title(method: &str) -> String {
     }
 }
 
-/// The table as Markdown.
-pub fn to_markdown(rows: &[Row]) -> String {
+/// The table as Markdown, and below it what failed: name and reason.
+pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
     let mut text = String::from(
-        "| encoder | protocol | labels | method | top-1, % | seeds | difference to MoCo-v2 | epochs | minutes | paper |\n\
+        "| encoder | protocol | labels (images) | method | top-1, % | seeds | difference to MoCo-v2 | epochs | minutes | paper |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
+    let plain = |field: String| field.replace('|', "\\|");
     for row in rows {
         let _ = writeln!(
             text,
@@ -207,7 +207,7 @@ pub fn to_markdown(rows: &[Row]) -> String {
             row.encoder,
             row.protocol.name(),
             row.share(),
-            row.title(),
+            plain(row.title()),
             row.figure(),
             row.top1.len(),
             row.difference(),
@@ -216,23 +216,30 @@ pub fn to_markdown(rows: &[Row]) -> String {
             row.paper.unwrap_or("–"),
         );
     }
+    text += "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. Paper: ImageNet-1K, \
+             a Mobile-Former of 5.8 M parameters.\n";
+    for (cell, reason) in failed {
+        let _ = writeln!(text, "\nFailed: {cell}: {reason}");
+    }
     text
 }
 
-/// The table as CSV, a line a seed's mean and deviation.
-pub fn to_csv(rows: &[Row]) -> String {
+/// The table as CSV, a line a row, and what failed in lines of cell and reason.
+pub fn to_csv(rows: &[Row], failed: &[(String, String)]) -> String {
     let mut text = String::from(
-        "encoder,protocol,labels,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,paper\n",
+        "encoder,protocol,labels,images,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,paper,failed\n",
     );
+    let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
     for row in rows {
         let or_empty = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.4}"));
         let _ = writeln!(
             text,
-            "{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{}",
+            "{},{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{},",
             row.encoder,
             row.protocol.name(),
             row.labels,
-            row.method,
+            row.images,
+            quoted(&row.method),
             row.top1.len(),
             row.mean(),
             or_empty(row.deviation()),
@@ -242,6 +249,9 @@ pub fn to_csv(rows: &[Row]) -> String {
             row.minutes,
             row.paper.unwrap_or(""),
         );
+    }
+    for (cell, reason) in failed {
+        let _ = writeln!(text, ",,,,{},,,,,,,,,{}", quoted(cell), quoted(reason));
     }
     text
 }
@@ -258,5 +268,6 @@ mod tests {
         let expected = 4.303 * (1.0f64 / 3.0 + 4.0 / 3.0).sqrt();
         assert!((found.margin.unwrap() - expected).abs() < 1e-9);
         assert_eq!(interval(&[1.0], &[2.0, 3.0]).margin, None);
+        assert_eq!(interval(&[1.0, 1.0], &[2.0, 3.0]).margin, None);
     }
 }

@@ -20,7 +20,9 @@ pub use durable::write_durably;
 pub use optimizer::{AdamW, AdamWConfig};
 pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder, RunLock};
 pub use schedule::{LearningRate, Schedule};
-pub use training_loop::{BadStep, StepReport, StepTimes, Stop, TrainState, give_up, train};
+pub use training_loop::{
+    BadStep, StepReport, StepTimes, Stop, TrainState, give_up, settled, train,
+};
 
 /// How weights are updated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +173,12 @@ impl RunConfig {
             "run.rank_floor",
             self.rank_floor,
             "a number from 0 up",
+        )?;
+        require(
+            self.rank_floor == 0.0 || self.watch_every > 0,
+            "run.watch_every",
+            self.watch_every,
+            "at least 1 where run.rank_floor is above 0: nothing else looks at the rank",
         )
     }
 }

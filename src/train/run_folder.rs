@@ -61,6 +61,13 @@ impl RunFolder {
         }
     }
 
+    /// A folder that may come to hold a run.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
     /// An existing run.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.exists() {

@@ -88,14 +88,19 @@ impl BadStep<'_> {
     }
 }
 
+/// For [`train`]: an update is all there is.
+pub fn settled<M>(model: M) -> M {
+    model
+}
+
 /// For [`train`]: a bad step ends training.
 pub fn give_up<M>(_state: &TrainState<M>, bad: &BadStep) -> Result<()> {
     Err(bad.error())
 }
 
-/// Trains until `rate.total_steps` steps are taken or `after`, which comes behind each step, says stop.
+/// Trains until `rate.total_steps` steps are taken or `after` says stop.
 ///
-/// `next` gives the batch of the next step, `loss` its loss, `[1]`. Where the loss or a gradient is not finite, the
+/// `next` gives the batch of the next step, `loss` its loss, `[1]`; `settle` has the network after each update. Where the loss or a gradient is not finite, the
 /// network stays as it was before that step, running statistics included, and `bad` decides: an error ends training,
 /// else the step counts as taken and the next one follows.
 pub fn train<M: Module, B>(
@@ -103,8 +108,9 @@ pub fn train<M: Module, B>(
     rate: &LearningRate,
     mut next: impl FnMut() -> Result<B>,
     mut loss: impl FnMut(&M, B) -> Tensor<1>,
+    mut settle: impl FnMut(M) -> M,
     mut bad: impl FnMut(&TrainState<M>, &BadStep) -> Result<()>,
-    mut after: impl FnMut(&mut TrainState<M>, &StepReport) -> Result<Stop>,
+    mut after: impl FnMut(&TrainState<M>, &StepReport) -> Result<Stop>,
 ) -> Result<TrainState<M>> {
     while state.step < rate.total_steps {
         let start = Instant::now();
@@ -130,10 +136,11 @@ pub fn train<M: Module, B>(
             bad(&state, &step)?;
             state.optimizer.skip_step();
         } else {
-            state.model =
+            let updated =
                 state
                     .optimizer
                     .step(state.model, gradients, gradient_norm, learning_rate);
+            state.model = settle(updated);
         }
         state.step += 1;
         let report = StepReport {
@@ -149,7 +156,7 @@ pub fn train<M: Module, B>(
                 optimizer: with_gradients.elapsed(),
             },
         };
-        if after(&mut state, &report)? == Stop::Now {
+        if after(&state, &report)? == Stop::Now {
             break;
         }
     }

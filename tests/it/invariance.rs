@@ -69,6 +69,11 @@ fn a_run_is_tested_beside_its_untrained_network_and_shown_on_a_page() {
     assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
     assert!(html.contains("<svg") && html.contains("no shared position"));
     assert!(!html.contains("<script") && !html.contains("src=\"http"));
+    let verdicts = html.matches("with positions shuffled: ").count();
+    assert_eq!(
+        verdicts, 2,
+        "over half the map, and without a shared position"
+    );
 
     let again = json(&test(&["--out", &at("elsewhere.html"), "--threads", "1"]));
     assert_eq!(
@@ -83,10 +88,20 @@ fn a_run_is_tested_beside_its_untrained_network_and_shown_on_a_page() {
     ]));
     assert_finite(&sobel["encoders"][0]["laws"][0], &["r2"]);
 
+    assert_eq!(encoders[0]["may_have_seen_scored"], false);
+    let held_out_otherwise = test(&["--seed", "1", "--out", &at("seed.html")]);
+    assert!(stderr(&held_out_otherwise).contains("--seed 0 holds out the same"));
+    let otherwise = json(&held_out_otherwise);
+    assert_eq!(otherwise["encoders"][0]["may_have_seen_scored"], true);
+    assert_eq!(otherwise["encoders"][1]["may_have_seen_scored"], false);
+
     let few = test(&["--images", "191"]);
     assert_eq!(few.status.code(), Some(2));
     assert!(stderr(&few).contains("--images: 191 images are too few"));
     assert!(stderr(&few).contains("at least 192 images"));
+    let folder = test(&["--out", home.path().to_str().unwrap()]);
+    assert_eq!(folder.status.code(), Some(2));
+    assert!(stderr(&folder).contains("is a folder"));
     let nowhere = test(&["--out", &at("no/such/page.html")]);
     assert_eq!(nowhere.status.code(), Some(2));
     assert!(stderr(&nowhere).contains("--out"));

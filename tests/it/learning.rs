@@ -9,7 +9,9 @@ use qbheat::heat::{Corner, Quadrant, Visible, sort_by_quadrant, visible_quarters
 use qbheat::nn::StateDict;
 use qbheat::observe::Silent;
 use qbheat::pretrain::qb_heat;
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
+use qbheat::train::{
+    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
+};
 
 use crate::support::values;
 
@@ -77,6 +79,7 @@ fn each_small_encoder_overfits_one_batch_of_real_images_to_a_loss_below_a_quarte
             |model: &qbheat::heat::QbHeat, images| {
                 model.loss(images, &Visible::Quadrants(quadrants()))
             },
+            settled,
             give_up,
             |_, report| {
                 last = report.loss;
@@ -144,6 +147,7 @@ fn a_loss_that_is_no_number_stops_training_before_the_weights_change() {
         &rate(5),
         third_is_bad(images),
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
+        settled,
         give_up,
         |state, report| {
             updates += 1;
@@ -174,6 +178,7 @@ fn a_bad_step_that_is_passed_over_leaves_weights_and_running_statistics_as_they_
         &rate(5),
         third_is_bad(images),
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &Visible::Quadrants(quadrants())),
+        settled,
         |_, bad| {
             assert_eq!(bad.step, 3);
             Ok(())
@@ -244,6 +249,7 @@ fn blocks_anywhere_are_learnt_from_as_corners_are() {
         &rate(40),
         || Ok(images.clone()),
         |model: &qbheat::heat::QbHeat, images| model.loss(images, &visible),
+        settled,
         give_up,
         |_, report| {
             losses.push(report.loss);

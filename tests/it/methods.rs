@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use qbheat::baseline::{MoCo, MoCoConfig};
+use qbheat::data::{DataConfig, Dataset, ImageSize, Loader, LoaderConfig};
 use qbheat::encoder::{Build, find};
-use qbheat::nn::Init;
+use qbheat::nn::{Init, StateDict};
+use qbheat::observe::Silent;
 use qbheat::pretrain::PretrainModel;
 
 use crate::support::{
@@ -72,39 +74,95 @@ fn the_queue_holds_the_newest_keys_and_forgets_the_oldest() {
     }
 }
 
-/// A key may tell by its batch's statistics which images it was computed with. Where the parts are cut in the images'
-/// own order, a query's neighbours in the batch are always its key's; shuffled, they are not.
+/// Which queries and which keys move where another image takes the place of image 0 in both views.
+fn moved_by_image_0(model: &MoCo, order: &[usize; 8]) -> [Vec<bool>; 2] {
+    let changed = |phase: f64| {
+        let others = images(8, phase).slice_dim(0, 1..8);
+        Tensor::cat(vec![images(1, phase + 1.0), others], 0)
+    };
+    let pairs = [
+        (model.queries(images(8, 0.3)), model.queries(changed(0.3))),
+        (
+            model.keys(images(8, 0.7), order),
+            model.keys(changed(0.7), order),
+        ),
+    ];
+    pairs.map(|(before, after)| {
+        let both = rows(before).into_iter().zip(rows(after));
+        both.map(|(a, b)| difference(&a, &b) > 1e-5).collect()
+    })
+}
+
+/// Where queries and keys are cut alike, a query and its key always share their statistics, and may tell each other by
+/// them. Shuffled, they do so for one image in two of two parts, by chance.
 #[test]
-fn shuffling_decides_whose_statistics_a_key_is_normalised_by() {
-    let batch = images(8, 0.3);
-    let keys = |model: &MoCo, order: &[usize; 8]| values(model.keys(batch.clone(), order));
-    let (own, shuffled) = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6, 1, 3, 5, 7]);
+fn shuffling_parts_the_statistics_of_queries_from_those_of_keys() {
     let cut = moco(6, 2);
-    assert!(difference(&keys(&cut, &shuffled), &keys(&cut, &own)) > 1e-2);
-    // Order within the parts, and which part comes first, is of no account.
-    let same_parts = [7, 5, 1, 3, 6, 0, 4, 2];
-    assert!(difference(&keys(&cut, &shuffled), &keys(&cut, &same_parts)) < 1e-4);
-    let whole = moco(6, 1);
-    assert!(difference(&keys(&whole, &shuffled), &keys(&whole, &own)) < 1e-4);
+    let (own, shuffled) = ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 4, 6, 1, 3, 5, 7]);
+    let [queries, keys] = moved_by_image_0(&cut, &own);
+    let first_half: Vec<bool> = (0..8).map(|i| i < 4).collect();
+    assert_eq!(queries, first_half);
+    assert_eq!(keys, first_half);
+    let [queries, keys] = moved_by_image_0(&cut, &shuffled);
+    assert_eq!(queries, first_half);
+    assert_eq!(keys, (0..8).map(|i| i % 2 == 0).collect::<Vec<_>>());
+    let [queries, keys] = moved_by_image_0(&moco(6, 1), &shuffled);
+    assert!(queries.into_iter().chain(keys).all(|moved| moved));
 }
 
 #[test]
 fn alike_keys_cost_what_the_trivial_loss_says() {
     let model = moco(7, 1);
-    let same: Vec<f32> = [1.0f32, 0., 0., 0., 0., 0., 0., 0.].repeat(7);
-    let queue = Tensor::<2>::from_data(TensorData::new(same, [7, 8]), &qbheat::device());
-    let query = queue.clone().slice_dim(0, 0..1);
-    let logits = Tensor::cat(
-        vec![
-            (query.clone() * query.clone()).sum_dim(1),
-            query.matmul(queue.transpose()),
-        ],
-        1,
-    );
-    let loss = burn::tensor::activation::log_softmax(logits / 0.2, 1)
-        .slice_dim(1, 0..1)
-        .neg();
-    assert!((f64::from(values(loss)[0]) - model.trivial_loss(&[], 0)).abs() < 1e-6);
+    // A projection of weights 0 makes every query and key the same.
+    let mut state = StateDict::of(&model);
+    for (name, tensor) in &mut state.0 {
+        if name.ends_with("projection.weight") {
+            tensor.values.fill(0.0);
+        } else if name.ends_with("projection.bias") {
+            tensor.values.fill(1.0);
+        } else if name == "running_queue" {
+            tensor.values.fill(1.0 / 8f32.sqrt());
+        }
+    }
+    let model = state.load_into(model).unwrap();
+    let loss = values(model.info_nce(images(8, 0.2), &[3, 1, 0, 2]))[0];
+    assert!((f64::from(loss) - model.trivial_loss(&[], 0)).abs() < 1e-5);
+}
+
+#[test]
+fn both_views_of_a_batch_are_of_the_same_images_in_the_same_order() {
+    let home = tempfile::tempdir().unwrap();
+    // One colour each: whatever the crop, the pixels tell which image it is.
+    let colours: Vec<u8> = (0..8).map(|i| i * 30).collect();
+    for colour in &colours {
+        image::RgbImage::from_pixel(20, 20, image::Rgb([*colour; 3]))
+            .save(home.path().join(format!("{colour:03}.png")))
+            .unwrap();
+    }
+    let data = DataConfig {
+        path: home.path().to_owned(),
+        ..DataConfig::default()
+    };
+    let dataset = Dataset::open(&data, 0, &Silent).unwrap();
+    let loading = LoaderConfig {
+        seed: 0,
+        image_size: ImageSize::square(8),
+        batch_size: 8,
+        views: 2,
+        data,
+    };
+    let batch = Loader::new(&dataset.images, &dataset.train, &loading, 0)
+        .next_batch()
+        .unwrap();
+    assert_eq!(batch.shape, [16, 3, 8, 8]);
+    let red: Vec<u8> = batch
+        .pixels
+        .chunks(3 * 64)
+        .map(|view| ((view[0] * 0.229 + 0.485) * 255.0).round() as u8)
+        .collect();
+    let expected: Vec<u8> = batch.indices.iter().map(|&image| colours[image]).collect();
+    assert_eq!(red[..8], expected);
+    assert_eq!(red[8..], expected);
 }
 
 fn run(data: &Path, out: &Path, settings: &[&str]) -> std::process::Output {
@@ -129,6 +187,7 @@ fn every_method_resumes_to_the_same_bytes() {
             "run.checkpoint_every=1",
             "run.keep_checkpoints=9",
             "run.watch_every=0",
+            "run.rank_floor=0",
             "optim.epochs=2",
         ];
         let whole = home.path().join("whole");
@@ -195,7 +254,7 @@ fn supervised_pre_training_wants_a_class_for_every_image() {
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
     assert!(
-        text.contains("no classes") && text.contains("one folder a class"),
+        text.contains("error") && text.contains("only one class") && text.contains("a folder each"),
         "{text}"
     );
     assert!(!out.exists());

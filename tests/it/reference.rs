@@ -17,7 +17,9 @@ use qbheat::nn::{
 };
 use qbheat::pretrain::{PretrainModel, qb_heat};
 use qbheat::probe::{Matrix, cross_entropy, fit_logistic};
-use qbheat::train::{AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, train};
+use qbheat::train::{
+    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
+};
 
 use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
 
@@ -538,6 +540,7 @@ fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
             let error = model.forward(x.clone()) - y.clone();
             (error.clone() * error).mean()
         },
+        settled,
         give_up,
         |_, report| {
             losses.push(report.loss);
