@@ -271,6 +271,12 @@ impl Config {
             "a number from 0 up",
         )?;
         self.objective.check()?;
+        require(
+            self.method == Method::QbHeat || self.objective.target == Target::Pixels,
+            "objective.target",
+            "latent",
+            &format!("pixels where the method is {}", self.method.name()),
+        )?;
         self.supervised.check()?;
         self.data.check()?;
         self.optim.check()?;
@@ -529,6 +535,8 @@ mod tests {
             ("optim.betas=0.9", "list of 2"),
             ("qb_heat.normalise_patches=1", "true or false"),
             ("data.channels=2", "1 for luma or 3 for RGB"),
+            ("data.jitter=[0.4, 0.4, 0.4, 0.6]", "hue from 0 to 0.5"),
+            ("method=moco", "`moco-v2`"),
             ("data.background=[0,0,256]", "from 0 to 255"),
         ] {
             let key = setting.split('=').next().unwrap();
@@ -538,6 +546,22 @@ mod tests {
                 "{setting}: {text}"
             );
         }
+    }
+
+    #[test]
+    fn every_method_has_a_preset_that_settings_win_over() {
+        let moco = load(&["method=moco-v2"]).unwrap();
+        assert_eq!(moco.data.crop_scale, [0.2, 1.0]);
+        assert_eq!(moco.data.jitter, [0.4, 0.4, 0.4, 0.1]);
+        let own = load(&["method=moco-v2", "data.grey=0"]).unwrap();
+        assert_eq!((own.data.grey, own.data.blur), (0.0, 0.5));
+        load(&["method=supervised"]).unwrap();
+        let latent = load(&["objective.target=latent"]).unwrap();
+        assert_eq!(latent.run.rank_floor, 3.0);
+        let text = message(&["method=supervised", "objective.target=latent"]);
+        assert!(text.contains("objective.target"), "{text}");
+        let text = message(&["method=moco-v2", "optim.batch_size=6"]);
+        assert!(text.contains("moco.sub_batches"), "{text}");
     }
 
     #[test]

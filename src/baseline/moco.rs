@@ -86,10 +86,8 @@ struct Branch {
 impl Branch {
     /// `[N, C, H, W]` to `[N, dim]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let map = self.encoder.channels_last(images);
-        let [n, h, w, c] = map.dims();
-        let pooled = map.reshape([n, h * w, c]).mean_dim(1).squeeze_dim::<2>(1);
-        unit(self.projection.forward(relu(self.hidden.forward(pooled))))
+        let hidden = relu(self.hidden.forward(self.encoder.pooled(images)));
+        unit(self.projection.forward(hidden))
     }
 }
 

@@ -67,6 +67,13 @@ macro_rules! families {
                 }
             }
 
+            /// The means of the feature map over its positions, `[N, C]`.
+            pub fn pooled(&self, image: Tensor<4>) -> Tensor<2> {
+                let map = self.channels_last(image);
+                let [n, h, w, c] = map.dims();
+                map.reshape([n, h * w, c]).mean_dim(1).squeeze_dim::<2>(1)
+            }
+
             /// Channels of the feature map.
             pub fn channels(&self) -> usize {
                 match self {

@@ -36,17 +36,14 @@ impl Classifier {
         }
     }
 
-    /// Cross-entropy of images `[N, 3, H, W]`, averaged, `[1]`.
+    /// Cross-entropy of images `[N, colours, H, W]`, averaged, `[1]`.
     pub fn loss(&self, images: Tensor<4>, labels: &[u32]) -> Tensor<1> {
         cross_entropy(self.forward(images), labels, 0.0)
     }
 
-    /// `[N, 3, H, W]` to `[N, classes]`.
+    /// `[N, colours, H, W]` to `[N, classes]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let map = self.encoder.channels_last(images);
-        let [n, h, w, c] = map.dims();
-        let pooled = map.reshape([n, h * w, c]).mean_dim(1);
-        self.classifier.forward(pooled.squeeze_dim::<2>(1))
+        self.classifier.forward(self.encoder.pooled(images))
     }
 }
 

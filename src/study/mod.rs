@@ -76,7 +76,7 @@ fn default_protocols() -> Vec<Protocol> {
 }
 
 fn default_labels() -> Vec<f64> {
-    vec![1.0]
+    vec![1.0, 0.1, 0.01]
 }
 
 impl StudyFile {
