@@ -7,6 +7,7 @@ pub mod baseline;
 pub mod bench;
 pub mod config;
 pub mod data;
+pub mod detect;
 mod device;
 pub mod encoder;
 pub mod error;

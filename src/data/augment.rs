@@ -14,11 +14,12 @@ const STD: [f32; 3] = [0.229, 0.224, 0.225];
 const CROP_TRIES: usize = 10;
 
 /// A crop box in pixels.
-struct Crop {
-    left: f64,
-    top: f64,
-    width: f64,
-    height: f64,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Crop {
+    pub left: f64,
+    pub top: f64,
+    pub width: f64,
+    pub height: f64,
 }
 
 /// Mean and deviation of each channel over ImageNet, of values from 0 to 1: of red, green and blue, or, for one channel,
@@ -113,7 +114,8 @@ fn centred(picture: &Picture, ratio: f64) -> Crop {
     }
 }
 
-fn resize(picture: &Picture, crop: &Crop, size: ImageSize, flip: bool) -> Vec<u8> {
+/// A part of a picture at another size, mirrored where `flip` says so: one plane of `size` a channel.
+pub(crate) fn resize(picture: &Picture, crop: &Crop, size: ImageSize, flip: bool) -> Vec<u8> {
     let side = |side: usize| u32::try_from(side).expect("an image's side is small");
     let channels = picture.channels;
     let pixel_type = match channels {

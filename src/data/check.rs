@@ -6,8 +6,9 @@ use std::hash::Hash;
 use serde::Serialize;
 
 use super::DataConfig;
-use super::dataset::{BadImage, scan};
+use super::dataset::BadImage;
 use super::decode::{self, Header, Target};
+use super::pictures::scan;
 use super::source::Source;
 use super::split::Groups;
 use crate::error::Result;

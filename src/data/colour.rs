@@ -28,7 +28,7 @@ enum Change {
 /// Changes a view's colours and sharpness as `config` says: jitter, then grey, then blur, each or none.
 ///
 /// `view`: one plane of `size` a channel. One channel has brightness, contrast and sharpness only.
-pub(super) fn distort(
+pub(crate) fn distort(
     view: &mut [u8],
     size: ImageSize,
     config: &DataConfig,

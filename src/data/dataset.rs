@@ -4,21 +4,18 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::DataConfig;
-use super::decode::{self, Header, Picture, Target};
+use super::decode::{Header, Picture};
 use super::index::Index;
-use super::source::{Entry, Source};
+use super::pictures::Pictures;
+use super::source::Source;
 use super::split::{Groups, Role, Split};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 
-/// Unreadable images in a row after which a data set counts as broken.
-const MAX_REPLACEMENTS: usize = 20;
 const LISTED: usize = 10;
 
 /// An image that cannot be read.
@@ -49,11 +46,9 @@ pub struct Summary {
 
 /// Images that can be fetched by number.
 pub struct Images {
-    source: Source,
-    target: Target,
+    pictures: Pictures,
     roles: Vec<Role>,
     labels: Vec<Option<u32>>,
-    cache: Option<Vec<Option<Picture>>>,
 }
 
 /// Images with their classes and their split.
@@ -100,7 +95,7 @@ impl Dataset {
 
     /// Where the images come from.
     pub fn path(&self) -> &Path {
-        self.images.source.path()
+        self.images.source().path()
     }
 
     /// Numbers of all readable images.
@@ -113,7 +108,7 @@ impl Dataset {
     /// What to compare with when a run on these images goes on.
     pub fn index(&self) -> Index {
         let readable = self.images.roles.iter().map(|&r| r != Role::Unreadable);
-        Index::of(&self.images.source.entries, readable)
+        Index::of(&self.images.source().entries, readable)
     }
 
     /// `recorded` says which images were readable when the run was started; by default those that are now.
@@ -130,33 +125,11 @@ impl Dataset {
                 source.bad_labels.len()
             ));
         }
-        let target = Target::of(config);
-        let mut headers = scan(&source, observer, "checking images", |entry| {
-            header(&source, entry)
-        });
-        let decoded_bytes: u64 = headers
-            .iter()
-            .flatten()
-            .map(|h| config.channels as u64 * u64::from(h.width) * u64::from(h.height))
-            .sum();
-        let cached = decoded_bytes <= config.memory_mib << 20;
-        let cache = cached.then(|| {
-            let decoded = scan(&source, observer, "decoding images", |entry| {
-                decode::decode(&source.read(entry)?, &target)
-            });
-            let (new_headers, pictures) = decoded
-                .into_iter()
-                .map(|result| match result {
-                    Ok((header, picture)) => (Ok(header), Some(picture)),
-                    Err(reason) => (Err(reason), None),
-                })
-                .unzip();
-            headers = new_headers;
-            pictures
-        });
+        let (pictures, headers) = Pictures::open(source, config, observer);
+        let source = pictures.source();
         let in_use =
             recorded.unwrap_or_else(|| headers.iter().map(std::result::Result::is_ok).collect());
-        let summary = Summary::of(&source, headers, &in_use, cached);
+        let summary = Summary::of(source, headers, &in_use, pictures.cached());
         let (bad, all) = (summary.unreadable.len(), source.entries.len());
         if bad as f64 > config.max_bad_share * all as f64 || summary.images == 0 {
             return Err(Error::TooManyBad {
@@ -166,7 +139,7 @@ impl Dataset {
                 list: summary.list_unreadable(),
             });
         }
-        let mut groups = Groups::of(&source, &in_use);
+        let mut groups = Groups::of(source, &in_use);
         let (roles, split) = groups.split(&in_use, config.split, config.held_out, seed);
         let numbers = |wanted| {
             let roles = roles.iter().enumerate();
@@ -175,11 +148,9 @@ impl Dataset {
         };
         let (train, held_out) = (numbers(Role::Train), numbers(Role::HeldOut));
         let images = Images {
-            source,
-            target,
+            pictures,
             roles,
             labels: groups.labels,
-            cache,
         };
         Ok(Self {
             images: Arc::new(images),
@@ -243,17 +214,17 @@ impl Summary {
 impl Images {
     /// How many, the unreadable ones among them.
     pub fn len(&self) -> usize {
-        self.source.entries.len()
+        self.source().entries.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.source.entries.is_empty()
+        self.source().entries.is_empty()
     }
 
     /// Path of an image below the data set's root.
     pub fn name(&self, index: usize) -> &str {
-        &self.source.entries[index].name
+        &self.source().entries[index].name
     }
 
     /// Class of an image, where it has one.
@@ -273,67 +244,11 @@ impl Images {
         let following = following()
             .filter(same_class)
             .chain(following().filter(other_class));
-        let mut passed_over = Vec::new();
-        for candidate in following.take(MAX_REPLACEMENTS) {
-            match self.read(candidate) {
-                Ok(picture) => return Ok((picture, passed_over)),
-                Err(reason) => passed_over.push(BadImage {
-                    name: self.name(candidate).to_owned(),
-                    reason,
-                }),
-            }
-        }
-        let BadImage { name, reason } = &passed_over[0];
-        Err(Error::data(
-            self.source.path(),
-            format!(
-                "{} images in a row cannot be read any more, the first is {name} ({reason}); restore them, then go on",
-                passed_over.len(),
-            ),
-        ))
+        let (_, picture, passed_over) = self.pictures.first_readable(following)?;
+        Ok((picture, passed_over))
     }
 
-    fn read(&self, index: usize) -> Result<Cow<'_, Picture>, String> {
-        let cached = self.cache.as_ref().and_then(|cache| cache[index].as_ref());
-        if let Some(picture) = cached {
-            return Ok(Cow::Borrowed(picture));
-        }
-        let bytes = self.source.read(&self.source.entries[index])?;
-        let (_, picture) = decode::decode(&bytes, &self.target)?;
-        Ok(Cow::Owned(picture))
+    fn source(&self) -> &Source {
+        self.pictures.source()
     }
-}
-
-/// Reads no more of a file than its header needs.
-fn header(source: &Source, entry: &Entry) -> Result<Header, String> {
-    // Where metadata stand before the header, a longer piece is tried, and the whole file in the end.
-    let mut limit = 4 << 10;
-    loop {
-        match decode::header(&source.read_start(entry, limit)?) {
-            Err(_) if limit < entry.bytes => limit *= 16,
-            read => return read,
-        }
-    }
-}
-
-/// Runs `work` over every entry, on all cores.
-pub(super) fn scan<T: Send>(
-    source: &Source,
-    observer: &dyn Observer,
-    stage: &str,
-    work: impl Fn(&Entry) -> T + Sync,
-) -> Vec<T> {
-    observer.begin(stage, source.entries.len() as u64);
-    let done = AtomicU64::new(0);
-    let results = source
-        .entries
-        .par_iter()
-        .map(|entry| {
-            let result = work(entry);
-            observer.progress(done.fetch_add(1, Ordering::Relaxed) + 1, "");
-            result
-        })
-        .collect();
-    observer.end();
-    results
 }

@@ -69,7 +69,7 @@ impl Target {
 
 /// What can be told without decoding pixels. Sides are those of the upright picture.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     pub format: &'static str,
     pub width: u32,
     pub height: u32,

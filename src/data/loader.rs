@@ -44,15 +44,23 @@ pub struct LoaderConfig {
 }
 
 /// An endless sequence of batches of randomly augmented images, from a given step on.
-pub struct Loader {
-    lanes: Vec<Receiver<Result<Batch>>>,
-    next: usize,
+pub struct Loader(Lanes<Batch>);
+
+/// Which images stand in which batch.
+#[derive(Clone)]
+pub(crate) struct Order {
+    /// Decides the order of each epoch.
+    pub seed: u64,
+    /// Numbers of the images.
+    pub subset: Arc<Vec<usize>>,
+    /// Images a batch; the rest of an epoch is left out.
+    pub batch_size: usize,
 }
 
-struct Worker {
-    images: Arc<Images>,
-    subset: Arc<Vec<usize>>,
-    config: LoaderConfig,
+/// Threads that prepare batches of any kind, one after the other in turn.
+pub(crate) struct Lanes<B> {
+    lanes: Vec<Receiver<Result<B>>>,
+    next: usize,
 }
 
 impl Loader {
@@ -63,16 +71,43 @@ impl Loader {
         config: &LoaderConfig,
         first_step: u64,
     ) -> Self {
-        let threads = config.data.loader_threads as u64;
-        let lanes = (0..threads)
+        let order = Order {
+            seed: config.seed,
+            subset: subset.clone(),
+            batch_size: config.batch_size,
+        };
+        let (images, config) = (images.clone(), config.clone());
+        let threads = config.data.loader_threads;
+        Self(Lanes::new(
+            order,
+            threads,
+            first_step,
+            move |epoch, indices| config.batch(&images, epoch, indices),
+        ))
+    }
+
+    /// The next batch; waits for it.
+    pub fn next_batch(&mut self) -> Result<Batch> {
+        self.0.next_batch()
+    }
+}
+
+impl<B: Send + 'static> Lanes<B> {
+    /// `prepare` makes a batch of an epoch and the numbers of its images; the first is that of step `first_step`.
+    pub fn new(
+        order: Order,
+        threads: usize,
+        first_step: u64,
+        prepare: impl Fn(u64, Vec<usize>) -> Result<B> + Send + Sync + 'static,
+    ) -> Self {
+        let prepare = Arc::new(prepare);
+        let lanes = (0..threads as u64)
             .map(|lane| {
                 let (sender, receiver) = sync_channel(AHEAD);
-                let worker = Worker {
-                    images: images.clone(),
-                    subset: subset.clone(),
-                    config: config.clone(),
-                };
-                thread::spawn(move || worker.run(first_step + lane, threads, &sender));
+                let (order, prepare) = (order.clone(), prepare.clone());
+                thread::spawn(move || {
+                    order.run(first_step + lane, threads as u64, &*prepare, &sender);
+                });
                 receiver
             })
             .collect();
@@ -80,7 +115,7 @@ impl Loader {
     }
 
     /// The next batch; waits for it.
-    pub fn next_batch(&mut self) -> Result<Batch> {
+    pub fn next_batch(&mut self) -> Result<B> {
         let lane = self.next;
         self.next = (lane + 1) % self.lanes.len();
         self.lanes[lane]
@@ -89,10 +124,16 @@ impl Loader {
     }
 }
 
-impl Worker {
+impl Order {
     /// Prepares steps `first`, `first + stride`, … until nobody wants them any more.
-    fn run(&self, first: u64, stride: u64, sender: &SyncSender<Result<Batch>>) {
-        let steps_per_epoch = (self.subset.len() / self.config.batch_size) as u64;
+    fn run<B>(
+        &self,
+        first: u64,
+        stride: u64,
+        prepare: impl Fn(u64, Vec<usize>) -> Result<B>,
+        sender: &SyncSender<Result<B>>,
+    ) {
+        let steps_per_epoch = (self.subset.len() / self.batch_size) as u64;
         let mut order = (u64::MAX, Vec::new());
         let mut step = first;
         loop {
@@ -101,32 +142,34 @@ impl Worker {
                 let count = self.subset.len();
                 order = (
                     epoch,
-                    random::permutation(self.config.seed, Purpose::Order, epoch, count),
+                    random::permutation(self.seed, Purpose::Order, epoch, count),
                 );
             }
-            let start = (step % steps_per_epoch) as usize * self.config.batch_size;
-            let places = &order.1[start..start + self.config.batch_size];
-            if sender.send(self.batch(epoch, places)).is_err() {
+            let start = (step % steps_per_epoch) as usize * self.batch_size;
+            let places = &order.1[start..start + self.batch_size];
+            let indices = places.iter().map(|&place| self.subset[place]).collect();
+            if sender.send(prepare(epoch, indices)).is_err() {
                 return;
             }
             step += stride;
         }
     }
+}
 
-    fn batch(&self, epoch: u64, places: &[usize]) -> Result<Batch> {
+impl LoaderConfig {
+    fn batch(&self, images: &Images, epoch: u64, indices: Vec<usize>) -> Result<Batch> {
         let LoaderConfig {
             seed,
             image_size,
             views,
             data,
             ..
-        } = &self.config;
-        let indices: Vec<usize> = places.iter().map(|&place| self.subset[place]).collect();
+        } = self;
         let room = indices.len() * data.channels * image_size.pixels();
         let mut pixels: Vec<Vec<f32>> = vec![Vec::with_capacity(room); *views];
         let mut passed_over = Vec::new();
         for &index in &indices {
-            let (picture, bad) = self.images.picture(index)?;
+            let (picture, bad) = images.picture(index)?;
             passed_over.extend(bad);
             let mut random = random::stream(*seed, Purpose::Augmentation, epoch, index as u64);
             for pixels in &mut pixels {
@@ -143,7 +186,7 @@ impl Worker {
         Ok(Batch {
             epoch,
             shape: [count, channels, image_size.height, image_size.width],
-            labels: indices.iter().map(|&i| self.images.label(i)).collect(),
+            labels: indices.iter().map(|&i| images.label(i)).collect(),
             indices,
             pixels,
             passed_over,

@@ -8,6 +8,7 @@ mod decode;
 mod image_size;
 mod index;
 mod loader;
+mod pictures;
 mod source;
 mod split;
 
@@ -18,14 +19,19 @@ use serde::{Deserialize, Serialize};
 use crate::config::require;
 use crate::error::Result;
 
+pub(crate) use augment::{Crop, resize};
 pub use augment::{colour_statistics, normalise, random_view, whole_view};
 pub use check::{Check, ClassCount, OddImage, SizeCount, check};
+pub(crate) use colour::distort;
 pub use dataset::{BadImage, Dataset, Images, Summary};
 pub use decode::Picture;
 pub use image_size::ImageSize;
 pub use index::Index;
 pub use loader::{Batch, Loader, LoaderConfig};
+pub(crate) use loader::{Lanes, Order};
+pub(crate) use pictures::Pictures;
 pub use source::BUILTIN;
+pub(crate) use source::{Entry, Source};
 pub use split::Split;
 
 /// Where images come from and how they are prepared.

@@ -22,7 +22,7 @@ const LABEL_FIELDS: &[&str] = &["cls", "label", "class"];
 
 /// An image that has not been opened yet.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Path below the data set's root, with `/` between folders. What is not UTF-8 in it is shown as �.
     pub name: Box<str>,
     /// Length of the file.
@@ -45,11 +45,13 @@ enum Location {
 }
 
 /// A data set's files.
-pub(super) struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     store: Store,
     /// Images, sorted by name.
     pub entries: Vec<Entry>,
+    /// Files that may describe images, sorted by name: `.json` that is no label of one image.
+    pub documents: Vec<Entry>,
     /// Files that are no images by their extension.
     pub others: usize,
     /// Classes that stand beside images, WebDataset's way, and their numbers.
@@ -101,9 +103,9 @@ impl Source {
             };
             return Err(Error::data(path, message));
         }
-        source
-            .entries
-            .sort_by(|a, b| (&a.name, &a.location).cmp(&(&b.name, &b.location)));
+        for list in [&mut source.entries, &mut source.documents] {
+            list.sort_by(|a, b| (&a.name, &a.location).cmp(&(&b.name, &b.location)));
+        }
         Ok(source)
     }
 
@@ -112,7 +114,7 @@ impl Source {
         &self.path
     }
 
-    /// The bytes of an image.
+    /// The bytes of an image or a document.
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, String> {
         self.read_start(entry, MAX_FILE_BYTES)
     }
@@ -152,6 +154,7 @@ impl Source {
             path: path.to_owned(),
             store,
             entries: Vec::new(),
+            documents: Vec::new(),
             others: 0,
             labels: HashMap::new(),
             bad_labels: Vec::new(),
@@ -302,19 +305,24 @@ impl Source {
             return;
         }
         let extension = extension(Path::new(&name));
-        if EXTENSIONS
+        let image = EXTENSIONS
             .iter()
-            .any(|(known, _)| known.eq_ignore_ascii_case(extension))
-        {
-            self.entries.push(Entry {
-                name: name.into(),
-                bytes,
-                label: None,
-                location,
-            });
+            .any(|(known, _)| known.eq_ignore_ascii_case(extension));
+        let list = if image {
+            &mut self.entries
         } else {
             self.others += 1;
-        }
+            if !extension.eq_ignore_ascii_case("json") {
+                return;
+            }
+            &mut self.documents
+        };
+        list.push(Entry {
+            name: name.into(),
+            bytes,
+            label: None,
+            location,
+        });
     }
 }
 
