@@ -8,6 +8,7 @@ mod coco;
 mod command_line;
 mod data;
 mod detection;
+mod detector;
 mod encoders;
 mod images;
 mod invariance;
