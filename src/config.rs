@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -134,7 +135,7 @@ impl Config {
 
     /// As [`Self::load`], for uses other than pre-training: images of any size, batches of one.
     pub fn load_for_any_size(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
-        let layer = file.map(read_layer).transpose()?;
+        let layer: Option<Table> = file.map(|path| read_toml(path, "--config")).transpose()?;
         let layered = |preset: &str| {
             let mut table = Table::try_from(Self::default()).expect("the defaults are valid TOML");
             let preset = preset.parse().expect("a preset is valid TOML");
@@ -321,8 +322,8 @@ pub fn parse_setting(text: &str) -> Result<(String, String)> {
         .ok_or_else(|| Error::Setting(text.to_owned()))
 }
 
-/// The keys and values of a file.
-fn read_layer(path: &Path) -> Result<Table> {
+/// A TOML file; `flag` says where its path was given.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path, flag: &'static str) -> Result<T> {
     let at = |message: String| Error::Config {
         path: path.to_owned(),
         message,
@@ -330,11 +331,11 @@ fn read_layer(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::Missing {
             path: path.to_owned(),
-            flag: "--config",
+            flag,
         },
         _ => at(error.to_string()),
     })?;
-    text.parse().map_err(|error| at(format!("{error}")))
+    toml::from_str(&text).map_err(|error| at(error.to_string()))
 }
 
 fn merge(base: &mut Table, layer: Table, prefix: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::config::require;
 use crate::encoder::{Build, Encoder};
 use crate::error::Result;
 use crate::heat::{Arranged, Place, Propagator, QbHeatConfig, Visible, see};
-use crate::nn::{Init, LayerNorm, Linear, follow, perceptron, teacher_of};
+use crate::nn::{Init, LayerNorm, Linear, follow, perceptron, teacher_of, total};
 use crate::pretrain::{Images, PretrainModel};
 
 const EPSILON: f32 = 1e-6;
@@ -142,7 +142,7 @@ impl Latent {
 }
 
 /// Each channel of a map minus its mean over batch and positions, over its deviation: `[N, h, w, C]` to `[N, h·w, C]`.
-pub fn standardised(map: Tensor<4>) -> Tensor<3> {
+fn standardised(map: Tensor<4>) -> Tensor<3> {
     let [n, h, w, c] = map.dims();
     standard_rows(map.reshape([n * h * w, c])).reshape([n, h * w, c])
 }
@@ -155,13 +155,13 @@ fn standard_rows(rows: Tensor<2>) -> Tensor<2> {
 
 /// The sum of the squared off-diagonal entries of the channel correlation over batch and positions, over C: `[N, h, w, C]`
 /// to `[1]`.
-pub fn correlation(z: Tensor<4>) -> Tensor<1> {
+fn correlation(z: Tensor<4>) -> Tensor<1> {
     let [n, h, w, c] = z.dims();
     let rows = standard_rows(z.reshape([n * h * w, c]));
     let matrix = rows.clone().transpose().matmul(rows) / (n * h * w) as f32;
     let others = Tensor::<2>::eye(c, &matrix.device()).neg() + 1.0;
     let entries = matrix * others;
-    (entries.clone() * entries).sum() / c as f32
+    total(entries.clone() * entries) / c as f32
 }
 
 impl PretrainModel for Latent {

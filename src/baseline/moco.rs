@@ -5,14 +5,14 @@
 use std::ops::Range;
 
 use burn::module::{Module, RunningState};
-use burn::tensor::activation::{log_softmax, relu};
+use burn::tensor::activation::relu;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::config::require;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::{Init, Linear, follow, teacher_of};
+use crate::nn::{Init, Linear, cross_entropy, follow, teacher_of};
 use crate::pretrain::{Images, PretrainModel};
 use crate::random::{self, Purpose};
 
@@ -148,7 +148,8 @@ impl MoCo {
         let positive = (queries.clone() * keys.clone()).sum_dim(1);
         let negative = queries.matmul(queue.clone().transpose());
         let logits = Tensor::cat(vec![positive, negative], 1) / self.temperature;
-        let loss = log_softmax(logits, 1).slice_dim(1, 0..1).mean().neg();
+        // The first of each row is the own key.
+        let loss = cross_entropy(logits, &vec![0; n], 0.0);
         let [kept, _] = queue.dims();
         let newest = Tensor::cat(vec![keys, queue], 0).slice_dim(0, 0..kept);
         self.running_queue.update(newest);

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::require;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::Init;
+use crate::nn::{Init, cross_entropy};
 use crate::pretrain::{Images, PretrainModel};
-use crate::probe::{Classifier, cross_entropy};
+use crate::probe::Classifier;
 
 /// The choices of supervised pre-training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

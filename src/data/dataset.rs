@@ -98,11 +98,11 @@ impl Dataset {
         self.images.source().path()
     }
 
-    /// Numbers of all readable images.
+    /// Numbers of the images to train on and of those held out, without any that a drawn split leaves alone.
     pub fn all(&self) -> Arc<Vec<usize>> {
-        let roles = self.images.roles.iter().enumerate();
-        let readable = roles.filter(|(_, role)| **role != Role::Unreadable);
-        Arc::new(readable.map(|(index, _)| index).collect())
+        let mut all: Vec<usize> = self.train.iter().chain(&*self.held_out).copied().collect();
+        all.sort_unstable();
+        Arc::new(all)
     }
 
     /// What to compare with when a run on these images goes on.

@@ -11,7 +11,7 @@ use super::matching::{Pair, assign};
 use super::view::ViewBox;
 use crate::config::require;
 use crate::error::Result;
-use crate::nn::values;
+use crate::nn::{total, values};
 
 /// Share of the focal loss that a true class has.
 pub(super) const ALPHA: f64 = 0.25;
@@ -280,7 +280,7 @@ fn terms([logits, boxes]: [Tensor<2>; 2], pairs: &[(usize, &ViewBox)]) -> [Tenso
     let boxes = boxes.select(0, places);
     let l1 = (boxes.clone() - truths.clone()).abs();
     let apart = overlaps(boxes, truths).generalised.neg() + 1.0;
-    [class, sum(l1), sum(apart.reshape([count, 1]))]
+    [class, total(l1), total(apart.reshape([count, 1]))]
 }
 
 /// −α_t (1 − p_t)² log p_t, summed; logits and truth (0 or 1) `[R, classes]` to `[1]`.
@@ -289,12 +289,7 @@ pub fn focal(logits: Tensor<2>, truth: Tensor<2>) -> Tensor<1> {
     let signed = logits * (truth.clone() * 2.0 - 1.0);
     let missed = sigmoid(signed.clone().neg());
     let weight = truth * (2.0 * ALPHA - 1.0) + (1.0 - ALPHA);
-    sum(weight * missed.clone() * missed * log_sigmoid(signed).neg())
-}
-
-/// Axis by axis: Burn's sum over a whole tensor may be cut differently from run to run.
-fn sum(x: Tensor<2>) -> Tensor<1> {
-    x.sum_dim(1).sum_dim(0).reshape([1])
+    total(weight * missed.clone() * missed * log_sigmoid(signed).neg())
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Batch normalisation with PyTorch's semantics.
 
-use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, RunningState};
+use std::collections::BTreeMap;
+
+use burn::module::{Flag, Module, ModuleMapper, Param, RunningState};
 use burn::tensor::Tensor;
 
-use super::state::is_statistic;
-use super::{Init, Path};
+use super::Init;
+use super::state::{is_statistic, tensors, with_tensors};
 
 pub(super) const EPSILON: f32 = 1e-5;
 const MOMENTUM: f32 = 0.1;
@@ -72,68 +74,18 @@ pub fn use_batch_statistics<M: Module>(module: M, used: bool) -> M {
 }
 
 /// The running statistics of all batch normalisations in a module, as they were.
-pub struct RunningStatistics(Vec<Tensor<1>>);
+pub struct RunningStatistics(BTreeMap<String, Tensor<1>>);
 
 impl RunningStatistics {
     /// Those of `module` now; nothing is copied.
     pub fn of(module: &impl Module) -> Self {
-        let mut reader = StatisticsReader {
-            path: Path::default(),
-            found: Vec::new(),
-        };
-        module.visit(&mut reader);
-        Self(reader.found)
+        let mut found = tensors(module);
+        found.retain(|path, _| is_statistic(path));
+        Self(found)
     }
 
     /// Puts them back into the module they came from.
-    pub fn restore<M: Module>(self, module: M) -> M {
-        module.map(&mut StatisticsWriter {
-            path: Path::default(),
-            kept: self.0.into_iter(),
-        })
-    }
-}
-
-struct StatisticsReader {
-    path: Path,
-    found: Vec<Tensor<1>>,
-}
-
-impl ModuleVisitor for StatisticsReader {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.path.last().is_some_and(is_statistic) {
-            self.found.push(param.val().reshape([-1]));
-        }
-    }
-}
-
-struct StatisticsWriter {
-    path: Path,
-    kept: std::vec::IntoIter<Tensor<1>>,
-}
-
-impl ModuleMapper for StatisticsWriter {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if !self.path.last().is_some_and(is_statistic) {
-            return param;
-        }
-        let kept = self.kept.next().expect("the module has as many as it had");
-        param.map(|now| kept.reshape(now.dims()))
+    pub fn restore<M: Module>(mut self, module: M) -> M {
+        with_tensors(module, |path, _| self.0.remove(path))
     }
 }

@@ -71,7 +71,7 @@ impl StateDict {
     pub fn parameters(&self) -> usize {
         self.0
             .iter()
-            .filter(|(name, _)| !is_statistic(name.rsplit('.').next().unwrap_or(name)))
+            .filter(|(name, _)| !is_statistic(name))
             .map(|(_, tensor)| tensor.values.len())
             .sum()
     }
@@ -160,9 +160,70 @@ impl StateDict {
     }
 }
 
-/// Whether a tensor of this name, without its path, is a running statistic.
-pub(crate) fn is_statistic(name: &str) -> bool {
+/// Whether the tensor at this path is a running statistic.
+pub(super) fn is_statistic(path: &str) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
     name.starts_with("running_")
+}
+
+/// All tensors of a module by path, flat; nothing is copied.
+pub(super) fn tensors(module: &impl Module) -> BTreeMap<String, Tensor<1>> {
+    struct Reader {
+        path: Path,
+        found: BTreeMap<String, Tensor<1>>,
+    }
+    impl ModuleVisitor for Reader {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let flat = param.val().reshape([-1]);
+            self.found.insert(self.path.name(), flat);
+        }
+    }
+    let mut reader = Reader {
+        path: Path::default(),
+        found: BTreeMap::new(),
+    };
+    module.visit(&mut reader);
+    reader.found
+}
+
+/// `module` with what `change` makes of each tensor, by path and flat; where that is nothing, the tensor stays.
+pub(super) fn with_tensors<M: Module>(
+    module: M,
+    change: impl FnMut(&str, Tensor<1>) -> Option<Tensor<1>>,
+) -> M {
+    struct Changer<F> {
+        path: Path,
+        change: F,
+    }
+    impl<F: FnMut(&str, Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for Changer<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let flat = param.val().reshape([-1]);
+            match (self.change)(&self.path.name(), flat) {
+                Some(new) => param.map(|old| new.reshape(old.dims())),
+                None => param,
+            }
+        }
+    }
+    module.map(&mut Changer {
+        path: Path::default(),
+        change,
+    })
 }
 
 /// The path of the tensor that a traversal is at.
@@ -177,10 +238,6 @@ impl Path {
 
     pub(crate) fn exit(&mut self) {
         self.0.pop();
-    }
-
-    pub(crate) fn last(&self) -> Option<&str> {
-        self.0.iter().flatten().next_back().map(String::as_str)
     }
 
     pub(crate) fn name(&self) -> String {

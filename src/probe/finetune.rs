@@ -4,20 +4,15 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 
 use super::features::whole_images;
-use super::tran1::cross_entropy;
-use super::{ProbeConfig, ProbeData, Scores};
+use super::{ProbeConfig, ProbeData, Scores, begin};
 use crate::data::{DataConfig, Loader, LoaderConfig};
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::{Init, Linear};
+use crate::nn::{Init, Linear, cross_entropy};
 use crate::observe::Observer;
-use crate::train::{
-    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
-};
+use crate::train::{Stop, give_up, settled, train};
 
 const BATCH: usize = 64;
-const LEARNING_RATE: f64 = 1e-3;
-const WEIGHT_DECAY: f64 = 0.05;
 
 /// An encoder with mean pooling and a linear classifier.
 #[derive(Module, Debug)]
@@ -64,21 +59,8 @@ pub fn finetune(
         label_of[index] = label;
     }
     let classifier = Init::new(config.seed, &device).linear(encoder.channels(), data.classes.len());
-    let state = TrainState {
-        model: Classifier::new(encoder.clone().unfreeze().train(), classifier),
-        optimizer: AdamW::new(AdamWConfig {
-            betas: [0.9, 0.999],
-            weight_decay: WEIGHT_DECAY,
-            clip_norm: 0.0,
-        }),
-        step: 0,
-    };
-    let rate = LearningRate {
-        peak: LEARNING_RATE,
-        warmup_steps: per_epoch as u64 / 2,
-        total_steps,
-        schedule: Schedule::Cosine,
-    };
+    let model = Classifier::new(encoder.clone().unfreeze().train(), classifier);
+    let (state, rate) = begin(model, per_epoch, total_steps);
     let loading = LoaderConfig {
         seed: config.seed,
         image_size: config.image_size,

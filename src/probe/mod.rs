@@ -16,6 +16,7 @@ use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
+use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, TrainState};
 
 pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::{Classifier, finetune};
@@ -25,8 +26,11 @@ pub(crate) use record::file_name;
 pub use record::{ProbeRecord, SHIPPED_ROW, UNTRAINED, mean_gain, probe_data};
 pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};
-pub use tran1::{cross_entropy, tran1_scores};
+pub use tran1::tran1_scores;
 
+/// Of what probes train: tran-1 and fine-tuning.
+const LEARNING_RATE: f64 = 1e-3;
+const WEIGHT_DECAY: f64 = 0.05;
 /// Feature maps up to this many MiB are worth keeping.
 pub const FEATURE_MEMORY_MIB: u64 = 4096;
 
@@ -392,6 +396,26 @@ impl Frozen<'_> {
             Protocol::Finetune => unreachable!("fine-tuning is no frozen protocol"),
         })
     }
+}
+
+/// A network before its first step, and the learning rates of `total_steps` of them, of which `per_pass` see all images.
+fn begin<M>(model: M, per_pass: usize, total_steps: u64) -> (TrainState<M>, LearningRate) {
+    let state = TrainState {
+        model,
+        optimizer: AdamW::new(AdamWConfig {
+            betas: [0.9, 0.999],
+            weight_decay: WEIGHT_DECAY,
+            clip_norm: 0.0,
+        }),
+        step: 0,
+    };
+    let rate = LearningRate {
+        peak: LEARNING_RATE,
+        warmup_steps: per_pass as u64 / 2,
+        total_steps,
+        schedule: Schedule::Cosine,
+    };
+    (state, rate)
 }
 
 /// Places of the images whose labels may be used: the same share of each class, at least one image of each.

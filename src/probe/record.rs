@@ -1,7 +1,6 @@
 //! Probe results as kept in a run's folder `probes`.
 
 use std::fs;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,18 +115,6 @@ pub fn mean_gain(records: &[ProbeRecord], weights: &str) -> Option<f64> {
     (!gains.is_empty()).then(|| gains.iter().sum::<f64>() / gains.len() as f64)
 }
 
-/// What a drawn split has parted, without images that it leaves alone.
-fn both_parts(dataset: &Dataset) -> Arc<Vec<usize>> {
-    let mut all: Vec<usize> = dataset
-        .train
-        .iter()
-        .chain(&*dataset.held_out)
-        .copied()
-        .collect();
-    all.sort_unstable();
-    Arc::new(all)
-}
-
 /// The images to train a probe on and those to score: of `val` where it is given, else of the data set's own or drawn
 /// split.
 pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<ProbeData<'a>> {
@@ -144,12 +131,12 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
             let train = if own(dataset) {
                 dataset.train.clone()
             } else {
-                both_parts(dataset)
+                dataset.all()
             };
             let held_out = if own(val) {
                 val.held_out.clone()
             } else {
-                both_parts(val)
+                val.all()
             };
             (train, (val, held_out))
         }

@@ -1,22 +1,17 @@
 //! The tran-1 probe: one transformer block over the positions of a frozen feature map.
 
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
-use super::{Features, ProbeConfig, Scores, Whitening, stratified_places};
+use super::{Features, ProbeConfig, Scores, Whitening, begin, stratified_places};
 use crate::error::Result;
-use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, cross_entropy, sin_cos_2d};
 use crate::observe::Observer;
 use crate::random::{self, Purpose};
-use crate::train::{
-    AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
-};
+use crate::train::{Stop, give_up, settled, train};
 
 const HEADS: usize = 4;
 const BATCH: usize = 128;
-const LEARNING_RATE: f64 = 1e-3;
-const WEIGHT_DECAY: f64 = 0.05;
 /// Lengths in epochs among which a search chooses, and how many images it looks at.
 const LENGTHS: [usize; 3] = [4, 8, 16];
 const SEARCHED: usize = 5000;
@@ -48,25 +43,6 @@ impl Tran1 {
         let pooled = self.norm.forward(self.block.forward(tokens)).mean_dim(1);
         self.classifier.forward(pooled.squeeze_dim::<2>(1))
     }
-}
-
-/// Class labels as a tensor.
-fn label_tensor(labels: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
-    let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), &like.device())
-}
-
-/// Cross-entropy of scores `[N, classes]` against labels of which the share `smoothing` is spread evenly over all
-/// classes, averaged: PyTorch's `cross_entropy`.
-pub fn cross_entropy(scores: Tensor<2>, labels: &[u32], smoothing: f64) -> Tensor<1> {
-    let labels = label_tensor(labels, &scores).unsqueeze_dim::<2>(1);
-    let logs = log_softmax(scores, 1);
-    let own = logs.clone().gather(1, labels).mean();
-    if smoothing == 0.0 {
-        return own.neg();
-    }
-    (own * (1.0 - smoothing) + logs.mean() * smoothing).neg()
 }
 
 /// Scores of `held_out` by a block trained on the images of `features` at `places`, with their labels and the number of
@@ -138,21 +114,8 @@ impl Block<'_> {
         let batch = BATCH.min(training.len());
         let per_pass = training.len() / batch;
         let total_steps = (epochs * per_pass.max(LEAST_STEPS)) as u64;
-        let rate = LearningRate {
-            peak: LEARNING_RATE,
-            warmup_steps: per_pass as u64 / 2,
-            total_steps,
-            schedule: Schedule::Cosine,
-        };
-        let state = TrainState {
-            model: Tran1::new(channels, self.classes, &mut Init::new(self.seed, &device)),
-            optimizer: AdamW::new(AdamWConfig {
-                betas: [0.9, 0.999],
-                weight_decay: WEIGHT_DECAY,
-                clip_norm: 0.0,
-            }),
-            step: 0,
-        };
+        let model = Tran1::new(channels, self.classes, &mut Init::new(self.seed, &device));
+        let (state, rate) = begin(model, per_pass, total_steps);
         let mut order = Vec::new();
         let mut step = 0;
         self.observer

@@ -6,7 +6,7 @@ use askama::Template;
 use burn::tensor::Tensor;
 
 use super::{MEMORY_MIB, pictures, plots, principal_components};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::heat::{Derivative, Difference, Law};
 use crate::invariance::{Invariance, LawResult, Learned, Measured, Parts};
 use crate::observe::Silent;
@@ -99,9 +99,7 @@ pub fn write_invariance(
         full_colour: FULL_COLOUR,
         pictures: picture_rows(found, weights, parts)?,
     };
-    let html = page
-        .render()
-        .map_err(|error| Error::Plot(error.to_string()))?;
+    let html = page.render().map_err(plots::failed)?;
     write_durably(path, html.as_bytes())
 }
 

@@ -39,6 +39,8 @@ const MEMORY_MIB: u64 = 1024;
 struct Page {
     title: String,
     facts: Vec<(&'static str, String)>,
+    /// What has the level in the plot of the loss.
+    trivial: &'static str,
     loss_plot: String,
     rate_plot: String,
     watch_plot: Option<String>,
@@ -88,6 +90,7 @@ pub fn write_report(
             .file_name()
             .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
         facts: facts(config, dataset, &losses, trivial, checkpoint.position.step),
+        trivial: traits(config.method, config.objective.target).trivial,
         loss_plot: plots::loss(&losses, trivial)?,
         rate_plot: plots::line(&series("step", "lr"), "learning rate")?,
         watch_plot: (knn.len() > 1)
@@ -112,9 +115,7 @@ pub fn write_report(
         pictures: picture_rows(config, dataset, &checkpoint.model)?,
         config: run.config()?,
     };
-    let html = page
-        .render()
-        .map_err(|error| Error::Plot(error.to_string()))?;
+    let html = page.render().map_err(plots::failed)?;
     let path = run.file(REPORT_FILE);
     write_durably(&path, html.as_bytes())?;
     Ok(path)

@@ -1,5 +1,7 @@
 //! Curves as SVG.
 
+use std::fmt::Display;
+
 use plotters::prelude::*;
 
 use crate::error::{Error, Result};
@@ -57,7 +59,6 @@ pub fn curves(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<St
 /// Points in the complex plane by name, and the unit circle where it fits. The axes reach the farthest point, and at
 /// least `least`.
 pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String> {
-    let fail = |error: String| Error::Plot(error);
     let parts = sets.iter().flat_map(|(_, points)| points.iter().flatten());
     let farthest = parts.fold(f64::MIN_POSITIVE, |farthest, part| farthest.max(part.abs()));
     let reach = 1.1 * farthest.max(least);
@@ -69,14 +70,14 @@ pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String>
             .x_label_area_size(34)
             .y_label_area_size(64)
             .build_cartesian_2d(-reach..reach, -reach..reach)
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(failed)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .x_desc("real part")
             .y_desc("imaginary part")
             .draw()
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(failed)?;
         if reach >= 1.0 {
             let angles = (0..=POINTS).map(|i| std::f64::consts::TAU * i as f64 / POINTS as f64);
             chart
@@ -84,7 +85,7 @@ pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String>
                     angles.map(|angle| (angle.cos(), angle.sin())),
                     BLACK.mix(0.6).stroke_width(1),
                 ))
-                .map_err(|error| fail(error.to_string()))?;
+                .map_err(failed)?;
         }
         for (i, (name, points)) in sets.iter().enumerate() {
             let colour = PALETTE[i % PALETTE.len()].mix(0.7);
@@ -93,7 +94,7 @@ pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String>
                 .map(|&[real, imaginary]| Circle::new((real, imaginary), 3, colour.filled()));
             chart
                 .draw_series(circles)
-                .map_err(|error| fail(error.to_string()))?
+                .map_err(failed)?
                 .label(*name)
                 .legend(move |(x, y)| Circle::new((x + 8, y), 3, colour.filled()));
         }
@@ -102,8 +103,8 @@ pub fn complex_plane(sets: &[(&str, &[[f64; 2]])], least: f64) -> Result<String>
             .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE.mix(0.8))
             .draw()
-            .map_err(|error| fail(error.to_string()))?;
-        area.present().map_err(|error| fail(error.to_string()))?;
+            .map_err(failed)?;
+        area.present().map_err(failed)?;
     }
     Ok(flexible(&svg, SQUARE))
 }
@@ -125,7 +126,6 @@ impl<'a> Curve<'a> {
 }
 
 fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<String> {
-    let fail = |error: String| Error::Plot(error);
     let all = || curves.iter().flat_map(|curve| curve.points.iter());
     let last = all().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
     let values = || all().map(|p| p.1).chain(level);
@@ -145,19 +145,19 @@ fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<Strin
             .x_label_area_size(34)
             .y_label_area_size(64)
             .build_cartesian_2d(0.0..last, low - margin..high + margin)
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(failed)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .x_desc(x)
             .y_desc(y)
             .draw()
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(failed)?;
         for curve in curves {
             let colour = curve.colour;
             let drawn = chart
                 .draw_series(LineSeries::new(thin(curve.points), colour.stroke_width(2)))
-                .map_err(|error| fail(error.to_string()))?;
+                .map_err(failed)?;
             if let Some(name) = curve.name {
                 drawn.label(name).legend(move |(x, y)| {
                     PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
@@ -170,7 +170,7 @@ fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<Strin
                     [(0.0, level), (last, level)],
                     BLACK.mix(0.6).stroke_width(1),
                 ))
-                .map_err(|error| fail(error.to_string()))?;
+                .map_err(failed)?;
         }
         if curves.iter().any(|curve| curve.name.is_some()) {
             chart
@@ -178,11 +178,16 @@ fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<Strin
                 .position(SeriesLabelPosition::LowerRight)
                 .background_style(WHITE.mix(0.8))
                 .draw()
-                .map_err(|error| fail(error.to_string()))?;
+                .map_err(failed)?;
         }
-        area.present().map_err(|error| fail(error.to_string()))?;
+        area.present().map_err(failed)?;
     }
     Ok(flexible(&svg, SIZE))
+}
+
+/// A page or a plot could not be made.
+pub fn failed(error: impl Display) -> Error {
+    Error::Plot(error.to_string())
 }
 
 /// A fixed size does not fit on a phone; the view box keeps the proportions.

@@ -5,7 +5,7 @@ use std::path::Path;
 use askama::Template;
 
 use super::plots;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::study::{Cell, Row, rows, to_csv, to_markdown};
 use crate::train::{create_folder, write_durably};
 
@@ -33,9 +33,7 @@ pub fn write_comparison(
         failed,
         plots: course_plots(cells)?,
     };
-    let html = page
-        .render()
-        .map_err(|error| Error::Plot(error.to_string()))?;
+    let html = page.render().map_err(plots::failed)?;
     for (name, text) in [
         ("table.md", to_markdown(&rows, failed)),
         ("table.csv", to_csv(&rows, failed)),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::config::read_toml;
 use crate::data::ImageSize;
 use crate::error::{Error, Result};
 use crate::probe::Protocol;
@@ -82,19 +83,11 @@ fn default_labels() -> Vec<f64> {
 impl StudyFile {
     /// Reads and checks a study file.
     pub fn read(path: &Path) -> Result<Self> {
-        let at = |message: String| Error::Config {
+        let file: Self = read_toml(path, "STUDY")?;
+        file.check().map_err(|message| Error::Config {
             path: path.to_owned(),
             message,
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::Missing {
-                path: path.to_owned(),
-                flag: "STUDY",
-            },
-            _ => at(error.to_string()),
         })?;
-        let file: Self = toml::from_str(&text).map_err(|error| at(error.to_string()))?;
-        file.check().map_err(at)?;
         Ok(file)
     }
 

@@ -1,6 +1,6 @@
 //! Runs what a study is missing, cell by cell.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,7 @@ pub struct Study<'a> {
     around: &'a Surroundings<'a>,
     /// Image sets that were opened, by how.
     opened: RefCell<Vec<(DataConfig, u64, Rc<Dataset>)>>,
+    given: OnceCell<Given>,
 }
 
 /// How a study stands.
@@ -107,6 +108,7 @@ impl<'a> Study<'a> {
             folder: RunFolder::at(out),
             around,
             opened: RefCell::default(),
+            given: OnceCell::new(),
         })
     }
 
@@ -406,13 +408,18 @@ impl<'a> Study<'a> {
             .transpose()
     }
 
-    fn given(&self, config: &Config) -> Result<Given> {
+    /// What all cells are made of; the split, which the seed may draw, has no part in it.
+    fn given(&self, config: &Config) -> Result<&Given> {
+        if let Some(given) = self.given.get() {
+            return Ok(given);
+        }
         let fingerprint = |dataset: &Rc<Dataset>| dataset.index().fingerprint();
-        Ok(Given {
+        let given = Given {
             data: fingerprint(&self.dataset(config, &self.file.data)?),
             val: self.val(config)?.as_ref().map(fingerprint),
             minutes: self.file.minutes,
-        })
+        };
+        Ok(self.given.get_or_init(|| given))
     }
 
     /// The images at `path` as a configuration prepares them; opened once where augmentation is all that differs.
@@ -462,7 +469,7 @@ impl<'a> Study<'a> {
             ranks: log.ranks,
             scores: Vec::new(),
             config: describe(config, planned.untrained),
-            given: self.given(config)?,
+            given: self.given(config)?.clone(),
         })
     }
 

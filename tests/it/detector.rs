@@ -8,32 +8,18 @@ use qbheat::detect::{
     Answers, DenoisingConfig, DetectionHead, Group, HeadConfig, Level, LossConfig, Noised,
     Placement, ViewBox, detections, focal, losses, noised, overlaps,
 };
-use qbheat::nn::{Init, StateDict, multiply_adds};
+use qbheat::nn::{StateDict, multiply_adds};
 use qbheat::random::{Purpose, stream};
 use qbheat::train::{
     AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
 };
 
-use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
-
-const FORWARD: f32 = 1e-4;
-const BACKWARD: f32 = 1e-3;
+use crate::support::{
+    BACKWARD, FORWARD, assert_close, difference, fixture, gradients, init, tensor, values, wave,
+};
 
 fn fixtures() -> StateDict {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/detection.safetensors"
-    );
-    read_tensors(path.as_ref())
-}
-
-fn assert_close(fixtures: &StateDict, name: &str, found: &[f32], tolerance: f32) {
-    let error = difference(found, &fixtures.0[name].values);
-    assert!(error <= tolerance, "{name}: relative error {error:e}");
-}
-
-fn init() -> Init {
-    Init::new(0, &qbheat::device().autodiff())
+    fixture("detection.safetensors")
 }
 
 fn placement(width: u32, height: u32, frame: [usize; 2]) -> Placement {

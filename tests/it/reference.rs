@@ -13,34 +13,21 @@ use qbheat::heat::{
 };
 use qbheat::latent::{Latent, ObjectiveConfig};
 use qbheat::nn::{
-    Activation, Fan, Init, Linear, Named, StateDict, TransformerBlock, use_batch_statistics,
+    Activation, Fan, Linear, Named, StateDict, TransformerBlock, cross_entropy,
+    use_batch_statistics,
 };
 use qbheat::pretrain::{PretrainModel, qb_heat};
-use qbheat::probe::{Matrix, cross_entropy, fit_logistic};
+use qbheat::probe::{Matrix, fit_logistic};
 use qbheat::train::{
     AdamW, AdamWConfig, LearningRate, Schedule, Stop, TrainState, give_up, settled, train,
 };
 
-use crate::support::{difference, gradients, read_tensors, tensor, values, wave};
-
-const FORWARD: f32 = 1e-4;
-const BACKWARD: f32 = 1e-3;
+use crate::support::{
+    BACKWARD, FORWARD, assert_close, difference, fixture, gradients, init, tensor, values, wave,
+};
 
 fn fixtures() -> StateDict {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/reference.safetensors"
-    );
-    read_tensors(path.as_ref())
-}
-
-fn init() -> Init {
-    Init::new(0, &qbheat::device().autodiff())
-}
-
-fn assert_close(fixtures: &StateDict, name: &str, found: &[f32], tolerance: f32) {
-    let error = difference(found, &fixtures.0[name].values);
-    assert!(error <= tolerance, "{name}: relative error {error:e}");
+    fixture("reference.safetensors")
 }
 
 /// The weights and running statistics that `fill` in the script gives.

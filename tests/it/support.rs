@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
-use qbheat::nn::{Named, StateDict};
+use qbheat::nn::{Init, Named, StateDict};
 use serde_json::Value;
 
 /// The program, with these arguments, run to its end.
@@ -117,6 +117,27 @@ pub fn difference(found: &[f32], expected: &[f32]) -> f32 {
         .zip(expected)
         .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
     difference / largest.max(1e-12)
+}
+
+/// Largest relative differences from PyTorch's answers that single precision explains: of values and of gradients.
+pub const FORWARD: f32 = 1e-4;
+pub const BACKWARD: f32 = 1e-3;
+
+/// Fails where `found` differs from the answer of that name by more than `tolerance` of its largest entry.
+pub fn assert_close(fixtures: &StateDict, name: &str, found: &[f32], tolerance: f32) {
+    let error = difference(found, &fixtures.0[name].values);
+    assert!(error <= tolerance, "{name}: relative error {error:e}");
+}
+
+/// Where new layers get their weights from, on the training device.
+pub fn init() -> Init {
+    Init::new(0, &qbheat::device().autodiff())
+}
+
+/// The tensors of a file of `tests/fixtures`.
+pub fn fixture(file: &str) -> StateDict {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    read_tensors(&folder.join(file))
 }
 
 /// Loads the tensors of a file.
