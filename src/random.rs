@@ -23,6 +23,8 @@ pub enum Purpose {
     Sample = 6,
     /// The order in which MoCo's keys are cut into sub-batches.
     Shuffle = 7,
+    /// How the true boxes of one image in one epoch are spoilt for a detector's denoising queries.
+    Denoising = 8,
 }
 
 /// The stream that belongs to these four numbers: the same on every platform.

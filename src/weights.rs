@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, EncoderConfig};
+use crate::config::{Base, Config, EncoderConfig, refuse_detector};
 use crate::data::{ImageSize, colour_statistics};
 use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result, nearest};
@@ -102,6 +102,7 @@ impl Weights {
             return Self::from_bytes(&bytes, path);
         }
         let run = RunFolder::open(path)?;
+        refuse_detector(&run)?;
         let file = run.file(ENCODER_FILE);
         let bytes = std::fs::read(&file).map_err(|_| Error::Foreign {
             path: path.to_owned(),
@@ -211,7 +212,7 @@ pub fn save_encoder(encoder: &Encoder, config: &Config, path: &Path) -> Result<(
 }
 
 /// The encoder that a configuration starts from, where it names one.
-pub fn given_encoder(config: &Config, device: &Device) -> Result<Option<Encoder>> {
+pub fn given_encoder(config: &Base, device: &Device) -> Result<Option<Encoder>> {
     let EncoderConfig { name, stride, init } = &config.encoder;
     if init.as_os_str().is_empty() {
         return Ok(None);

@@ -7,13 +7,13 @@ use clap::Args;
 use qbheat::data::{BUILTIN, Dataset};
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
-use qbheat::pretrain::{self, Surroundings};
+use qbheat::pretrain;
 use qbheat::probe::{
     FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe,
     probe_data, whole_tasks,
 };
 use qbheat::report::write_report;
-use qbheat::train::RunFolder;
+use qbheat::train::{RunFolder, Surroundings};
 use qbheat::weights::{SHIPPED, Weights};
 use serde_json::json;
 
@@ -78,7 +78,7 @@ impl Demo {
             self.epochs
         ));
         let outcome = pretrain::start(&config, &dataset, &out, &around)?;
-        if outcome.stopped() {
+        if outcome.course.stopped() {
             return Ok(answer_of_run(&outcome));
         }
         let run = RunFolder::open(&out)?;
@@ -141,7 +141,7 @@ impl Demo {
                 })
             })
             .collect();
-        let (first, last) = outcome.losses.unzip();
+        let (first, last) = outcome.course.losses.unzip();
         let json = json!({
             "run": out,
             "report": report,

@@ -94,7 +94,7 @@ impl Invariance {
             path: self.data.clone(),
             channels: weights[0].metadata.images().channels,
             // As the run's own images were prepared.
-            ..config.map_or_else(DataConfig::default, |config| config.data)
+            ..config.map_or_else(DataConfig::default, |config| config.base.data)
         };
         let dataset = Dataset::open(&data, seed, progress)?;
         progress.note(&describe_data(&dataset));

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod demo;
+mod detect;
 mod encoders;
 mod invariance;
 mod pretrain;
@@ -19,11 +20,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use qbheat::config::{Config, parse_setting};
+use qbheat::config::{Base, Config, parse_setting};
 use qbheat::data::{Dataset, Split, Summary};
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain::Outcome;
+use qbheat::train;
 use qbheat::{Compute, compute_on};
 use serde_json::{Value, json};
 
@@ -55,6 +57,8 @@ enum Command {
     Compare(study::Compare),
     /// Test the hypothesis: are the derivatives of the features along both axes related linearly?
     Invariance(invariance::Invariance),
+    /// Detection: train a head on images with boxes, score it, find objects.
+    Detect(detect::Detect),
     /// Write RUN/report.html.
     Report(report::Report),
     /// List the networks with their sizes.
@@ -117,6 +121,7 @@ pub fn run() -> ExitCode {
         Command::Study(command) => (command.common.json, command.run(&progress)),
         Command::Compare(command) => (command.json, command.run(&progress)),
         Command::Invariance(command) => (command.common.json, command.run(&progress)),
+        Command::Detect(command) => (command.json(), command.run(&progress)),
         Command::Report(command) => (command.common.json, command.run(&progress)),
         Command::Encoders(command) => (command.common.json, command.run(&progress)),
         Command::Bench(command) => (command.common.json, command.run(&progress)),
@@ -173,7 +178,7 @@ fn use_threads(threads: usize) {
 }
 
 /// Fixes how this process computes: as the configuration says, where the command does not say otherwise.
-fn compute_as(config: &Config, common: &Common) -> Result<()> {
+fn compute_as(config: &Base, common: &Common) -> Result<()> {
     use_threads(common.threads.unwrap_or(config.threads));
     if !config.kernels {
         qbheat_kernels::set_enabled(false);
@@ -204,6 +209,10 @@ impl Settings {
             self.0.push(parse_setting(setting)?);
         }
         Ok(self)
+    }
+
+    fn pairs(&self) -> &[(String, String)] {
+        &self.0
     }
 
     fn load(&self, file: Option<&Path>) -> Result<Config> {
@@ -272,8 +281,26 @@ fn describe_data(dataset: &Dataset) -> String {
     text
 }
 
+/// That a run was stopped before its end.
+fn answer_of_stop(outcome: &train::Outcome, json: Value) -> Answer {
+    Answer {
+        exit_code: signals::received().map_or(1, |signal| 128 + signal as u8),
+        json,
+        text: format!(
+            "stopped after step {} of {}; go on with `qbheat resume {}`",
+            outcome.steps,
+            outcome.planned,
+            outcome.run.display()
+        ),
+    }
+}
+
 /// How a run ended, for people and for scripts.
 fn answer_of_run(outcome: &Outcome) -> Answer {
+    let Outcome {
+        course: outcome,
+        trivial_loss,
+    } = outcome;
     let run = outcome.run.display();
     let (first, last) = outcome.losses.unzip();
     let json = json!({
@@ -282,19 +309,12 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
         "planned_steps": outcome.planned,
         "first_loss": first,
         "last_loss": last,
-        "trivial_loss": outcome.trivial_loss,
+        "trivial_loss": trivial_loss,
         "images_per_s": outcome.images_per_s,
         "bad_images": outcome.bad_images,
     });
-    if let Some(signal) = outcome.stopped().then(signals::received).flatten() {
-        return Answer {
-            exit_code: 128 + signal as u8,
-            json,
-            text: format!(
-                "stopped after step {} of {}; go on with `qbheat resume {run}`",
-                outcome.steps, outcome.planned
-            ),
-        };
+    if outcome.stopped() {
+        return answer_of_stop(outcome, json);
     }
     let bad_images = match outcome.bad_images {
         0 => String::new(),
@@ -304,8 +324,8 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     };
     let loss = match (first, last) {
         (Some(first), Some(last)) => format!(
-            "loss {first:.4} to {last:.4} (trivial predictor {:.4}), {:.0} images/s",
-            outcome.trivial_loss, outcome.images_per_s
+            "loss {first:.4} to {last:.4} (trivial predictor {trivial_loss:.4}), {:.0} images/s",
+            outcome.images_per_s
         ),
         _ => "nothing left to do".to_owned(),
     };
@@ -314,7 +334,7 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
         format!(
             "finished after {} steps: {loss}{bad_images}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
             outcome.steps,
-            outcome.run.join(qbheat::train::ENCODER_FILE).display()
+            outcome.run.join(train::ENCODER_FILE).display()
         ),
     )
 }

@@ -6,8 +6,8 @@ use clap::Args;
 use qbheat::data::{Dataset, ImageSize};
 use qbheat::error::Result;
 use qbheat::observe::Observer;
-use qbheat::pretrain::{self, Surroundings};
-use qbheat::train::RunFolder;
+use qbheat::pretrain;
+use qbheat::train::{RunFolder, Surroundings};
 
 use super::progress::Progress;
 use super::{Answer, Common, Settings, answer_of_run, compute_as, describe_data, signals};

@@ -129,7 +129,7 @@ impl Probe {
         use_threads(self.common.threads.unwrap_or(threads));
         // As the run's own images were prepared.
         let prepared = match into.as_ref().or(weights.run.as_ref()) {
-            Some(run) => resumed_config(run, None)?.data,
+            Some(run) => resumed_config(run, None)?.base.data,
             None => DataConfig::default(),
         };
         let open = |path: &PathBuf| {

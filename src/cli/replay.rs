@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use qbheat::config::{DetectorConfig, is_detector};
 use qbheat::error::Result;
-use qbheat::pretrain::{self, Replay as Replayed};
-use qbheat::train::RunFolder;
+use qbheat::train::{Replay as Replayed, RunFolder};
+use qbheat::{detect, pretrain};
 use serde_json::json;
 
 use super::progress::Progress;
@@ -22,9 +23,15 @@ pub struct Replay {
 impl Replay {
     pub fn run(&self, _progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
-        let config = pretrain::resumed_config(&run, None)?;
-        compute_as(&config, &self.common)?;
-        let replay = pretrain::replay(&run, &config)?;
+        let replay = if is_detector(&run)? {
+            let config = DetectorConfig::of_run(&run)?;
+            compute_as(&config, &self.common)?;
+            detect::replay(&run, &config)?
+        } else {
+            let config = pretrain::resumed_config(&run, None)?;
+            compute_as(&config, &self.common)?;
+            pretrain::replay(&run, &config)?
+        };
         let json = json!({"run": self.run, "same": replay.is_same(), "replay": replay});
         Ok(Answer::done(json, describe(&replay)))
     }

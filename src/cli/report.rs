@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use qbheat::config::{DetectorConfig, is_detector};
 use qbheat::data::Dataset;
+use qbheat::detect::{EvaluationConfig, Sets, Trained, baselines, evaluate};
 use qbheat::error::Result;
 use qbheat::pretrain::resumed_config;
-use qbheat::report::write_report;
+use qbheat::report::{DetectionReport, write_detection_report, write_report};
 use qbheat::train::RunFolder;
 use serde_json::json;
 
@@ -24,11 +26,36 @@ pub struct Report {
 impl Report {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
-        let config = resumed_config(&run, None)?;
-        compute_as(&config, &self.common)?;
-        let dataset = Dataset::open(&config.data, config.seed, progress)?;
-        let path = write_report(&run, &config, &dataset)?;
+        let path = match is_detector(&run)? {
+            true => self.of_detector(&run, progress)?,
+            false => self.of_pretraining(&run, progress)?,
+        };
         let text = path.display().to_string();
         Ok(Answer::done(json!({"run": self.run, "report": path}), text))
+    }
+
+    fn of_pretraining(&self, run: &RunFolder, progress: &Progress) -> Result<PathBuf> {
+        let config = resumed_config(run, None)?;
+        compute_as(&config, &self.common)?;
+        let dataset = Dataset::open(&config.data, config.seed, progress)?;
+        write_report(run, &config, &dataset)
+    }
+
+    fn of_detector(&self, run: &RunFolder, progress: &Progress) -> Result<PathBuf> {
+        compute_as(&DetectorConfig::of_run(run)?.base, &self.common)?;
+        let trained = Trained::open(run)?;
+        let sets = Sets::open(&trained.config, progress)?;
+        let how = EvaluationConfig::new(trained.config.image_size);
+        let found = evaluate(&trained.detector, &sets.val, &how, progress)?;
+        write_detection_report(&DetectionReport {
+            run,
+            facts: trained.facts(&sets),
+            train: &sets.train,
+            held_out: &sets.val,
+            predictions: &found.predictions,
+            score: &found.score,
+            baselines: &baselines(&sets.train, &sets.val, trained.config.seed)?,
+            confidence: how.confidence,
+        })
     }
 }

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use qbheat::config::{Base, DetectorConfig, is_detector};
+use qbheat::detect::{self, Sets};
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
-use qbheat::pretrain::{self, Surroundings};
-use qbheat::train::RunFolder;
+use qbheat::pretrain;
+use qbheat::train::{RunFolder, Surroundings};
 
+use super::detect::{answer_of_detector, describe_sets};
 use super::progress::Progress;
 use super::{Answer, Common, answer_of_run, compute_as, describe_data, signals};
 
@@ -28,7 +31,40 @@ pub struct Resume {
 impl Resume {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         let run = RunFolder::open(&self.run)?;
+        signals::catch();
+        let around = Surroundings {
+            observer: progress,
+            stop: &|| signals::received().is_some(),
+        };
+        if is_detector(&run)? {
+            return self.detector(run, &around);
+        }
         let config = pretrain::resumed_config(&run, self.epochs)?;
+        self.compute_as(&config, progress)?;
+        let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
+        progress.note(&describe_data(&dataset));
+        let outcome = pretrain::resume(run, &config, &dataset, &around)?;
+        Ok(answer_of_run(&outcome))
+    }
+
+    fn detector(&self, run: RunFolder, around: &Surroundings) -> Result<Answer> {
+        if self.epochs.is_some() || self.accept_changed_data {
+            return Err(Error::Refused(
+                "--epochs and --accept-changed-data: a detector goes on with the images and to the end that it was \
+                 started with"
+                    .into(),
+            ));
+        }
+        let config = DetectorConfig::of_run(&run)?;
+        self.compute_as(&config, around.observer)?;
+        let sets = Sets::open(&config, around.observer)?;
+        let overfit = config.detect.overfit > 0;
+        around.observer.note(&describe_sets(&sets, overfit));
+        let outcome = detect::resume(run, &config, &sets, around)?;
+        answer_of_detector(&outcome, &config, &sets)
+    }
+
+    fn compute_as(&self, config: &Base, observer: &dyn Observer) -> Result<()> {
         if let Some(seed) = self.common.seed.filter(|&seed| seed != config.seed) {
             return Err(Error::Refused(format!(
                 "--seed {seed}: this run has seed {} and goes on with it",
@@ -38,21 +74,12 @@ impl Resume {
         let threads = self.common.threads.unwrap_or(config.threads);
         // The fused operations give the same on any number of threads.
         if threads != config.threads && !config.kernels {
-            progress.note(&format!(
+            observer.note(&format!(
                 "the run was started with {} threads; with {threads} its numbers may differ in the last digits from \
                  those of an uninterrupted run",
                 config.threads
             ));
         }
-        compute_as(&config, &self.common)?;
-        let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
-        progress.note(&describe_data(&dataset));
-        signals::catch();
-        let around = Surroundings {
-            observer: progress,
-            stop: &|| signals::received().is_some(),
-        };
-        let outcome = pretrain::resume(run, &config, &dataset, &around)?;
-        Ok(answer_of_run(&outcome))
+        compute_as(config, &self.common)
     }
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
-use qbheat::pretrain::Surroundings;
 use qbheat::report::write_comparison;
 use qbheat::study::{Cell, Study, StudyFile, cells_of_runs, rows, to_markdown};
+use qbheat::train::Surroundings;
 use serde_json::{Value, json};
 
 use super::progress::Progress;

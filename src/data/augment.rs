@@ -4,6 +4,7 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use super::colour::distort;
 use super::{DataConfig, ImageSize, Picture};
@@ -14,7 +15,7 @@ const STD: [f32; 3] = [0.229, 0.224, 0.225];
 const CROP_TRIES: usize = 10;
 
 /// A crop box in pixels.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Crop {
     pub left: f64,
     pub top: f64,

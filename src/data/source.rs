@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::{Cursor, Error as IoError, Read, Result as IoResult, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
-use super::decode::EXTENSIONS;
+use super::DataConfig;
+use super::decode::{self, EXTENSIONS, Picture, Target};
 use crate::error::{Error, Result};
 
 /// The name of the data set inside the program.
@@ -109,6 +110,25 @@ impl Source {
         Ok(source)
     }
 
+    /// What [`Self::open`] takes, or a single image, whatever its name ends in.
+    pub fn open_any(path: &Path) -> Result<Self> {
+        if !path.is_file() || extension(path).eq_ignore_ascii_case("tar") {
+            return Self::open(path);
+        }
+        let mut source = Self::empty(path, Store::Folder);
+        source.entries.push(Entry {
+            name: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into(),
+            bytes: fs::metadata(path).map_err(Error::io(path))?.len(),
+            label: None,
+            location: Location::At(path.into()),
+        });
+        Ok(source)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -117,6 +137,12 @@ impl Source {
     /// The bytes of an image or a document.
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, String> {
         self.read_start(entry, MAX_FILE_BYTES)
+    }
+
+    /// An image as `config` says, or why it cannot be read.
+    pub fn picture(&self, entry: &Entry, config: &DataConfig) -> Result<Picture, String> {
+        let (_, picture) = decode::decode(&self.read(entry)?, &Target::of(config))?;
+        Ok(picture)
     }
 
     /// The first bytes of an image, `limit` at most.

@@ -194,6 +194,11 @@ impl DetectionHead {
         }
     }
 
+    /// Kinds of objects that it tells apart.
+    pub fn classes(&self) -> usize {
+        self.label_tokens.dims()[0]
+    }
+
     /// The answers for a batch: `maps`, `[N, ⌈frame/stride⌉, ⌈frame/stride⌉, channels]` a level, with features that
     /// have been whitened; where each picture lies in its frame; the denoising queries of each image, or none. Every
     /// image is in one of the groups.
@@ -205,7 +210,11 @@ impl DetectionHead {
     ) -> Vec<Group> {
         let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
         for (image, placement) in placements.iter().enumerate() {
-            let shown = self.shown(placement.content);
+            let shown: Vec<[usize; 2]> = self
+                .inputs
+                .iter()
+                .map(|input| placement.shown(input.stride))
+                .collect();
             match groups.iter_mut().find(|(other, _)| *other == shown) {
                 Some((_, images)) => images.push(image),
                 None => groups.push((shown, vec![image])),
@@ -218,14 +227,6 @@ impl DetectionHead {
                 let noised = noised.map(|all| images.iter().map(|&i| &all[i][..]).collect());
                 self.group(maps, images, &shown, &grid, noised)
             })
-            .collect()
-    }
-
-    /// Rows and columns of each map that show anything of a picture of this size.
-    fn shown(&self, content: ImageSize) -> Vec<[usize; 2]> {
-        self.inputs
-            .iter()
-            .map(|input| [content.height, content.width].map(|side| side.div_ceil(input.stride)))
             .collect()
     }
 

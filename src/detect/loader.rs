@@ -99,13 +99,21 @@ impl DetectionLoaderConfig {
 impl DetectionBatch {
     /// Whole pictures as they are, for evaluation.
     pub fn whole(set: &DetectionSet, indices: &[usize], image_size: ImageSize) -> Result<Self> {
-        let mut batch = Self::empty(0);
-        for &index in indices {
+        let view = |&index: &usize| {
             let picture = set.picture(index)?;
             let view = View::whole(&picture, &set.images[index].boxes, image_size);
+            Ok((index, view))
+        };
+        Ok(Self::of(indices.iter().map(view).collect::<Result<_>>()?))
+    }
+
+    /// Views of pictures with these numbers, at least one.
+    pub(super) fn of(views: Vec<(usize, View)>) -> Self {
+        let mut batch = Self::empty(0);
+        for (index, view) in views {
             batch.add(index, view);
         }
-        Ok(batch)
+        batch
     }
 
     fn empty(epoch: u64) -> Self {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -28,7 +29,7 @@ pub struct DetectionSet {
     /// What was wrong.
     pub findings: Vec<Finding>,
     path: PathBuf,
-    pictures: Pictures,
+    pictures: Arc<Pictures>,
     fingerprint: String,
 }
 
@@ -72,7 +73,7 @@ impl DetectionSet {
             classes,
             findings,
             path,
-            pictures,
+            pictures: Arc::new(pictures),
             fingerprint: fingerprint.finalize().to_hex().to_string(),
         };
         let all = set.images.len() + bad;
@@ -148,6 +149,24 @@ impl DetectionSet {
             .find(|&index| entry_of(index) == entry)
             .expect("it came from there");
         Ok((index, picture, passed_over))
+    }
+
+    /// The images numbered in `indices` as a set of their own; an error where there is no box on them.
+    pub fn part(&self, indices: &[usize]) -> Result<Self> {
+        let mut fingerprint = blake3::Hasher::new();
+        fingerprint.update(self.fingerprint.as_bytes());
+        for index in indices {
+            fingerprint.update(&(*index as u64).to_le_bytes());
+        }
+        let part = Self {
+            images: indices.iter().map(|&i| self.images[i].clone()).collect(),
+            classes: self.classes.clone(),
+            findings: Vec::new(),
+            path: self.path.clone(),
+            pictures: self.pictures.clone(),
+            fingerprint: fingerprint.finalize().to_hex().to_string(),
+        };
+        part.with_boxes()
     }
 
     /// All boxes as one class.

@@ -47,7 +47,7 @@ impl ViewConfig {
 }
 
 /// How a picture, or a part of it, lies in a frame.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Placement {
     /// The part that is seen, whole pixels.
     crop: Crop,
@@ -60,7 +60,7 @@ pub struct Placement {
 }
 
 /// A box to be found in a frame.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ViewBox {
     /// Number of its class.
     pub class: usize,
@@ -140,6 +140,11 @@ impl Placement {
             flip,
             ..Self::whole(width, height, frame)
         }
+    }
+
+    /// Rows and columns of a map that show anything of the picture.
+    pub fn shown(&self, stride: usize) -> [usize; 2] {
+        [self.content.height, self.content.width].map(|side| side.div_ceil(stride))
     }
 
     /// Pixels of the frame for a pixel of the picture, along x and y; they differ by the rounding of the content.

@@ -1,55 +1,31 @@
-//! Pre-training runs: the methods, and what surrounds the training loop.
+//! Pre-training runs: the methods, and what a run of them does.
 
-mod bad_step;
 mod method;
 mod run;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, refuse_detector};
 use crate::data::{Dataset, Index};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
-use crate::train::{INDEX_FILE, RunFolder, Schedule, write_durably};
+use crate::train::{
+    CONFIG_FILE, Course, INDEX_FILE, RunFolder, Schedule, Surroundings, write_durably,
+};
 use crate::weights::given_encoder;
 
-pub use bad_step::{Replay, replay};
 pub use method::{Images, PretrainModel, qb_heat};
 pub(crate) use method::{WithModel, traits, with_model};
-use run::{Run, Start};
+pub use run::replay;
+use run::{From, Run};
 
 /// How a run ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The run folder.
-    pub run: PathBuf,
-    /// Steps taken in all.
-    pub steps: u64,
-    /// Steps that were planned.
-    pub planned: u64,
-    /// Loss of the first step that this process took, and of the last.
-    pub losses: Option<(f32, f32)>,
+    /// As any run.
+    pub course: crate::train::Outcome,
     /// Loss of the trivial predictor.
     pub trivial_loss: f64,
-    /// Images a second over the steps that this process took.
-    pub images_per_s: f64,
-    /// Images that became unreadable during the run, so that others stood in for them.
-    pub bad_images: usize,
-}
-
-impl Outcome {
-    /// Whether it was stopped before its end.
-    pub fn stopped(&self) -> bool {
-        self.steps < self.planned
-    }
-}
-
-/// What surrounds a run.
-pub struct Surroundings<'a> {
-    /// Told how it goes.
-    pub observer: &'a dyn Observer,
-    /// Asked after each step whether to stop.
-    pub stop: &'a dyn Fn() -> bool,
 }
 
 /// Starts a run in a new folder.
@@ -62,10 +38,27 @@ pub fn start(
     let config = &suited(config, dataset)?;
     // Whatever cannot be used is found before there is a folder.
     let given = given_encoder(config, &crate::device().autodiff())?;
-    let run = RunFolder::create(out, &config.to_toml())?;
-    let run = Run::new(run, config, dataset, around)?;
-    write_index(&run.folder, dataset)?;
-    run.go(Start::Anew(given))
+    let folder = RunFolder::create(out, &config.to_toml())?;
+    let course = course(folder, config, dataset, around)?;
+    write_index(course.folder(), dataset)?;
+    let run = Run {
+        course: &course,
+        config,
+        dataset,
+        observer: around.observer,
+    };
+    run.go(From::Start(given))
+}
+
+fn course<'a>(
+    folder: RunFolder,
+    config: &'a Config,
+    dataset: &Dataset,
+    around: &'a Surroundings<'a>,
+) -> Result<Course<'a>> {
+    let steps_per_epoch = steps_per_epoch(config, dataset);
+    let fingerprint = dataset.index().fingerprint();
+    Course::new(folder, &config.base, steps_per_epoch, fingerprint, around)
 }
 
 /// The images of a run that goes on, numbered as they were when it was started. Where they are not the same any more
@@ -161,7 +154,8 @@ fn check_size(config: &Config, dataset: &Dataset) -> Result<()> {
 
 /// The configuration of a run, with more epochs where its schedule says how.
 pub fn resumed_config(run: &RunFolder, epochs: Option<usize>) -> Result<Config> {
-    let path = run.file(crate::train::CONFIG_FILE);
+    refuse_detector(run)?;
+    let path = run.file(CONFIG_FILE);
     let mut config = Config::load(Some(&path), &[])?;
     let Some(epochs) = epochs.filter(|&epochs| epochs != config.optim.epochs) else {
         return Ok(config);
@@ -194,47 +188,21 @@ pub fn resume(
     around: &Surroundings,
 ) -> Result<Outcome> {
     let config = &suited(config, dataset)?;
-    let run = Run::new(run, config, dataset, around)?;
-    let checkpoints = run.folder.checkpoints(config.run.keep_checkpoints);
-    if checkpoints.is_empty() {
-        around
-            .observer
-            .note("the run died before its first checkpoint; beginning anew");
+    let course = course(run, config, dataset, around)?;
+    let run = Run {
+        course: &course,
+        config,
+        dataset,
+        observer: around.observer,
+    };
+    let Some(checkpoint) = course.newest()? else {
         let given = given_encoder(config, &crate::device().autodiff())?;
-        return run.go(Start::Anew(given));
+        return run.go(From::Start(given));
+    };
+    if resumed_config(course.folder(), None)?.optim.epochs != config.optim.epochs {
+        course.folder().write_config(&config.to_toml())?;
     }
-    let (checkpoint, problems) = checkpoints.newest_valid()?;
-    for problem in problems {
-        around
-            .observer
-            .note(&format!("passed over a checkpoint: {problem}"));
-    }
-    let found = (
-        checkpoint.position.seed,
-        checkpoint.position.steps_per_epoch,
-    );
-    let expected = (config.seed, steps_per_epoch(config, dataset));
-    // Other images, which `reopen_data` only lets pass where that was asked for, may make longer or shorter epochs.
-    let same_data = [String::new(), run.fingerprint.clone()].contains(&checkpoint.position.data);
-    if found.0 != expected.0 || found.1 != expected.1 && same_data {
-        return Err(Error::Foreign {
-            path: run.folder.path().to_owned(),
-            message: format!(
-                "its checkpoint belongs to seed {} and {} steps an epoch, configuration and data now give seed {} \
-                 and {} steps; restore them as they were",
-                found.0, found.1, expected.0, expected.1
-            ),
-        });
-    }
-    if resumed_config(&run.folder, None)?.optim.epochs != config.optim.epochs {
-        run.folder.write_config(&config.to_toml())?;
-    }
-    around.observer.note(&format!(
-        "going on after step {} of {}",
-        checkpoint.position.step,
-        config.optim.epochs as u64 * expected.1
-    ));
-    run.go(Start::After(checkpoint))
+    run.go(From::Checkpoint(checkpoint))
 }
 
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {

@@ -1,185 +1,88 @@
-//! A run's course: what surrounds each step of the training loop.
+//! A pre-training run: what its course needs to know.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+use burn::tensor::{Device, Tensor};
+use serde_json::{Value, json};
 
-use burn::module::Module;
-use burn::tensor::Device;
-use serde_json::json;
-
-use super::{
-    Images, Outcome, PretrainModel, Surroundings, WithModel, bad_step, steps_per_epoch, with_model,
-};
+use super::{Images, Outcome, PretrainModel, WithModel, with_model};
 use crate::config::Config;
-use crate::data::{BadImage, Dataset, Loader, LoaderConfig};
+use crate::data::{BadImage, Dataset, Loader};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
+use crate::nn::Named;
+use crate::observe::{Observer, Silent};
 use crate::probe::{self, Part, ProbeConfig};
 use crate::train::{
-    AdamW, AdamWConfig, Checkpoint, Checkpoints, ENCODER_FILE, Events, Position, RunFolder,
-    RunLock, StepReport, StepTimes, Stop, TrainState, train,
+    AdamWConfig, Checkpoint, Course, ENCODER_FILE, KeptBatch, Replay, RunFolder, Start, Trainee,
+    replay_step,
 };
 use crate::weights::save_encoder;
 
 /// Batches from which the trivial predictor's loss is estimated.
 const BASELINE_BATCHES: u64 = 8;
-/// Kind of the event that an image became unreadable.
-const BAD_IMAGE: &str = "bad-image";
 
 /// Where a run begins or goes on.
 #[allow(clippy::large_enum_variant, reason = "there is one a run")]
-pub(super) enum Start {
+pub(super) enum From {
     /// At its first step, with the encoder that the configuration names, if any.
-    Anew(Option<Encoder>),
+    Start(Option<Encoder>),
     /// Where a checkpoint was written.
-    After(Checkpoint),
+    Checkpoint(Checkpoint),
 }
 
-/// One run, from its folder to its last step.
+/// A run from its start or from a checkpoint to its end.
 pub(super) struct Run<'a> {
-    pub(super) folder: RunFolder,
-    checkpoints: Checkpoints,
-    pub(super) config: &'a Config,
-    pub(super) dataset: &'a Dataset,
-    pub(super) around: &'a Surroundings<'a>,
-    loading: LoaderConfig,
-    steps_per_epoch: u64,
-    _lock: RunLock,
-    /// Of the images' index.
-    pub(super) fingerprint: String,
-    device: Device,
+    pub course: &'a Course<'a>,
+    pub config: &'a Config,
+    pub dataset: &'a Dataset,
+    pub observer: &'a dyn Observer,
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn new(
-        folder: RunFolder,
-        config: &'a Config,
-        dataset: &'a Dataset,
-        around: &'a Surroundings<'a>,
-    ) -> Result<Self> {
-        Ok(Self {
-            _lock: folder.lock()?,
-            checkpoints: folder.checkpoints(config.run.keep_checkpoints),
-            folder,
-            config,
-            dataset,
-            around,
-            loading: config.loading(),
-            steps_per_epoch: steps_per_epoch(config, dataset),
-            fingerprint: dataset.index().fingerprint(),
-            device: crate::device().autodiff(),
-        })
+impl Run<'_> {
+    pub fn go(&self, from: From) -> Result<Outcome> {
+        let device = crate::device().autodiff();
+        with_model(self.config, &device, Going { run: self, from })
     }
 
-    pub(super) fn go(&self, from: Start) -> Result<Outcome> {
-        with_model(self.config, &self.device, Course { run: self, from })
-    }
-
-    fn train<M: PretrainModel>(&self, model: M, from: Start) -> Result<Outcome> {
-        let optimizer = AdamWConfig::from(&self.config.optim);
+    fn train<M: PretrainModel>(&self, model: M, from: From) -> Result<Outcome> {
         let trivial_loss = self.trivial_loss(&model)?;
-        let (state, events) = match from {
-            Start::Anew(given) => {
-                let mut events = self.folder.events(0)?;
-                events.append(&json!({"kind": "baseline", "trivial_loss": trivial_loss}))?;
+        let device = crate::device().autodiff();
+        let (from, first_step) = match from {
+            From::Start(given) => {
                 let model = match given {
                     Some(encoder) => model.with_encoder(encoder),
                     None => model,
                 };
-                let optimizer = AdamW::new(optimizer);
-                let state = TrainState {
-                    model,
-                    optimizer,
-                    step: 0,
-                };
-                // A run that dies before its first regular checkpoint can then be resumed too.
-                self.save(&state, &mut events)?;
-                (state, events)
+                let baseline = json!({"kind": "baseline", "trivial_loss": trivial_loss});
+                (Start::Anew(model, baseline), 0)
             }
-            Start::After(checkpoint) => (
-                checkpoint.restore(model, optimizer, &self.device)?,
-                self.folder.events(checkpoint.position.events_bytes)?,
-            ),
+            From::Checkpoint(checkpoint) => {
+                let step = checkpoint.position.step;
+                (Start::After(model, checkpoint), step)
+            }
         };
-        let rate = self.config.optim.learning_rates(self.steps_per_epoch);
-        let first_step = state.step;
-        let mut loader = self.loader(first_step);
-        let mut pace = Pace::default();
-        let mut losses: Option<(f32, f32)> = None;
-        let logged = self.folder.read_events()?;
-        let mut bad_images = logged_bad_images(&logged);
-        let mut bad_steps = bad_step::logged(&logged);
-        let (events, passed_over) = (RefCell::new(events), RefCell::new(Vec::new()));
-        let observer = self.around.observer;
-        observer.begin("pre-training", rate.total_steps);
-        let state = train(
-            state,
-            &rate,
-            || {
-                let mut batch = loader.next_batch()?;
-                passed_over.borrow_mut().append(&mut batch.passed_over);
-                Ok(Images::new(batch, &self.device))
-            },
-            |model: &M, batch| model.loss(&batch, self.config.seed),
-            M::follow,
-            |state, step| {
-                bad_steps += 1;
-                self.keep_bad_step(state, step, bad_steps, &mut events.borrow_mut())
-            },
-            |state, report| {
-                let events = &mut *events.borrow_mut();
-                for bad in passed_over.take() {
-                    if bad_images.insert(bad.name.clone()) {
-                        self.log_bad_image(&bad, events)?;
-                    }
-                }
-                if !report.skipped {
-                    losses = Some((losses.map_or(report.loss, |(first, _)| first), report.loss));
-                    pace.add(&report.times);
-                    self.log_step(report, events)?;
-                }
-                observer.progress(report.step, &self.describe(report, &pace, trivial_loss));
-                if state.step.is_multiple_of(self.steps_per_epoch) {
-                    self.end_of_epoch(state, events)?;
-                }
-                let stop = (self.around.stop)();
-                let last = state.step == rate.total_steps;
-                let due = state.step.is_multiple_of(self.config.run.checkpoint_every)
-                    || state.step.is_multiple_of(self.steps_per_epoch);
-                if due || stop || last {
-                    self.save(state, events)?;
-                }
-                Ok(if stop { Stop::Now } else { Stop::No })
-            },
-        );
-        observer.end();
-        let state = state?;
-        if state.step == rate.total_steps {
-            let file = self.folder.file(ENCODER_FILE);
-            save_encoder(state.model.encoder(), self.config, &file)?;
+        let mut training = Training {
+            run: self,
+            loader: self.loader(first_step),
+            device: device.clone(),
+            trivial_loss,
+            model: std::marker::PhantomData,
+        };
+        let optimizer = AdamWConfig::from(&self.config.optim);
+        let (model, outcome) = self.course.go(&mut training, optimizer, &device, from)?;
+        if !outcome.stopped() {
+            let file = self.course.folder().file(ENCODER_FILE);
+            save_encoder(model.encoder(), self.config, &file)?;
         }
         Ok(Outcome {
-            run: self.folder.path().to_owned(),
-            steps: state.step,
-            planned: rate.total_steps,
-            losses,
+            course: outcome,
             trivial_loss,
-            images_per_s: pace.images_per_s(self.config.optim.batch_size),
-            bad_images: bad_images.len(),
         })
-    }
-
-    fn log_bad_image(&self, bad: &BadImage, events: &mut Events) -> Result<()> {
-        let BadImage { name, reason } = bad;
-        self.around.observer.note(&format!(
-            "became unreadable, another image stands in: {name}: {reason}"
-        ));
-        events.append(&json!({"kind": BAD_IMAGE, "name": name, "reason": reason}))
     }
 
     fn trivial_loss<M: PretrainModel>(&self, model: &M) -> Result<f64> {
         let mut loader = self.loader(0);
-        let batches = (0..BASELINE_BATCHES.min(self.steps_per_epoch))
+        let steps_per_epoch = super::steps_per_epoch(self.config, self.dataset);
+        let batches = (0..BASELINE_BATCHES.min(steps_per_epoch))
             .map(|_| {
                 let batch = loader.next_batch()?;
                 Ok(Images::new(batch, &crate::device()))
@@ -189,86 +92,13 @@ impl<'a> Run<'a> {
     }
 
     /// Batches from that of step `first_step` on, counted from 0.
-    pub(super) fn loader(&self, first_step: u64) -> Loader {
+    fn loader(&self, first_step: u64) -> Loader {
         let Dataset { images, train, .. } = self.dataset;
-        Loader::new(images, train, &self.loading, first_step)
-    }
-
-    fn save<M: Module>(&self, state: &TrainState<M>, events: &mut Events) -> Result<()> {
-        let position = self.position(state.step, events)?;
-        self.checkpoints.save(state, position)
-    }
-
-    pub(super) fn position(&self, step: u64, events: &mut Events) -> Result<Position> {
-        Ok(Position {
-            step,
-            steps_per_epoch: self.steps_per_epoch,
-            seed: self.config.seed,
-            events_bytes: events.sync()?,
-            data: self.fingerprint.clone(),
-        })
-    }
-
-    fn log_step(&self, report: &StepReport, events: &mut Events) -> Result<()> {
-        let ms = |time: std::time::Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
-        events.append(&json!({
-            "kind": "step",
-            "step": report.step,
-            "epoch": (report.step - 1) / self.steps_per_epoch,
-            "loss": report.loss,
-            "lr": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "ms": {
-                "data": ms(report.times.data),
-                "forward": ms(report.times.forward),
-                "backward": ms(report.times.backward),
-                "optimizer": ms(report.times.optimizer),
-            },
-        }))
-    }
-
-    fn describe(&self, report: &StepReport, pace: &Pace, trivial_loss: f64) -> String {
-        let epoch = (report.step - 1) / self.steps_per_epoch + 1;
-        let [data, forward, backward, optimizer] = pace.shares();
-        format!(
-            "epoch {epoch}/{} · loss {:.4} (trivial {trivial_loss:.4}) · lr {:.1e} · {:.0} images/s · data {data:.0} % \
-             forward {forward:.0} % backward {backward:.0} % optimiser {optimizer:.0} %",
-            self.config.optim.epochs,
-            report.loss,
-            report.learning_rate,
-            pace.images_per_s(self.config.optim.batch_size),
-        )
-    }
-
-    fn end_of_epoch<M: PretrainModel>(
-        &self,
-        state: &TrainState<M>,
-        events: &mut Events,
-    ) -> Result<()> {
-        let epoch = state.step / self.steps_per_epoch;
-        let mut event = json!({"kind": "epoch", "epoch": epoch - 1, "step": state.step});
-        for (name, value) in state.model.metrics() {
-            event[name] = value.into();
-        }
-        let every = self.config.run.watch_every as u64;
-        let last = epoch == self.config.optim.epochs as u64;
-        if every > 0 && (epoch.is_multiple_of(every) || last) {
-            self.watch(state.model.encoder(), &mut event)?;
-            self.around.observer.note(&describe_watch(epoch, &event));
-        }
-        events.append(&event)?;
-        match event["effective_rank"].as_f64() {
-            Some(rank) if rank < self.config.run.rank_floor => Err(Error::Collapsed {
-                epoch,
-                rank,
-                floor: self.config.run.rank_floor,
-            }),
-            _ => Ok(()),
-        }
+        Loader::new(images, train, &self.config.loading(), first_step)
     }
 
     /// Adds rank, spread and, where there are labels, k-NN accuracy of the features as they are now.
-    fn watch(&self, encoder: &Encoder, event: &mut serde_json::Value) -> Result<()> {
+    fn watch(&self, encoder: &Encoder, event: &mut Value) -> Result<()> {
         let config = ProbeConfig {
             image_size: self.config.image_size,
             stride: self.config.encoder.stride,
@@ -277,7 +107,6 @@ impl<'a> Run<'a> {
             search: false,
             memory_mib: 0,
         };
-        let silent = crate::observe::Silent;
         let classes = &self.dataset.classes;
         let limit = self.config.run.watch_images;
         let part = |indices: &[usize]| -> Result<Part> {
@@ -291,13 +120,13 @@ impl<'a> Run<'a> {
                 indices: self.dataset.train.iter().copied().take(limit).collect(),
                 labels: Vec::new(),
             };
-            let features = probe::extract(encoder, &unlabelled, &config, false, &silent)?;
+            let features = probe::extract(encoder, &unlabelled, &config, false, &Silent)?;
             add_statistics(event, &features);
             return Ok(());
         }
-        let features = probe::extract(encoder, &train, &config, false, &silent)?;
+        let features = probe::extract(encoder, &train, &config, false, &Silent)?;
         add_statistics(event, &features);
-        let scored = probe::extract(encoder, &held_out, &config, false, &silent)?;
+        let scored = probe::extract(encoder, &held_out, &config, false, &Silent)?;
         let whitening = features.whitening();
         let scores = probe::knn_scores(
             &whitening.apply_pooled(&features),
@@ -309,13 +138,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A run from its start or from a checkpoint to its end.
-struct Course<'a> {
+struct Going<'a> {
     run: &'a Run<'a>,
-    from: Start,
+    from: From,
 }
 
-impl WithModel for Course<'_> {
+impl WithModel for Going<'_> {
     type Output = Outcome;
 
     fn with<M: PretrainModel>(self, model: M) -> Result<Outcome> {
@@ -323,22 +151,115 @@ impl WithModel for Course<'_> {
     }
 }
 
-/// Names of the images that the run has met as unreadable so far.
-fn logged_bad_images(events: &[serde_json::Value]) -> BTreeSet<String> {
-    events
-        .iter()
-        .filter(|event| event["kind"] == BAD_IMAGE)
-        .filter_map(|event| event["name"].as_str().map(str::to_owned))
-        .collect()
+/// A run under way.
+struct Training<'a, M> {
+    run: &'a Run<'a>,
+    loader: Loader,
+    device: Device,
+    trivial_loss: f64,
+    model: std::marker::PhantomData<M>,
 }
 
-fn add_statistics(event: &mut serde_json::Value, features: &probe::Features) {
+impl<M: PretrainModel> Trainee for Training<'_, M> {
+    type Model = M;
+    type Batch = Images;
+    const STAGE: &'static str = "pre-training";
+
+    fn next_batch(&mut self) -> Result<(Images, Vec<BadImage>)> {
+        let mut batch = self.loader.next_batch()?;
+        let passed_over = std::mem::take(&mut batch.passed_over);
+        Ok((Images::new(batch, &self.device), passed_over))
+    }
+
+    fn loss(&mut self, model: &M, batch: &Images) -> Tensor<1> {
+        model.loss(batch, self.run.config.seed)
+    }
+
+    fn settle(&self, model: M) -> M {
+        model.follow()
+    }
+
+    fn remark(&self) -> String {
+        format!(" (trivial {:.4})", self.trivial_loss)
+    }
+
+    fn end_of_epoch(&mut self, epoch: u64, model: &M, event: &mut Value) -> Result<()> {
+        for (name, value) in model.metrics() {
+            event[name] = value.into();
+        }
+        let Config { base, .. } = self.run.config;
+        let every = base.run.watch_every as u64;
+        let last = epoch == base.optim.epochs as u64;
+        if every > 0 && (epoch.is_multiple_of(every) || last) {
+            self.run.watch(model.encoder(), event)?;
+            self.run.observer.note(&describe_watch(epoch, event));
+        }
+        match event["effective_rank"].as_f64() {
+            Some(rank) if rank < base.run.rank_floor => Err(Error::Collapsed {
+                epoch,
+                rank,
+                floor: base.run.rank_floor,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_batch(&self, step: u64) -> Result<KeptBatch> {
+        let batch = self.run.loader(step).next_batch()?;
+        let name = |&index: &usize| self.run.dataset.images.name(index).to_owned();
+        let labels: Option<Vec<u32>> = batch.labels.into_iter().collect();
+        Ok(KeptBatch {
+            epoch: batch.epoch,
+            files: batch.indices.iter().map(name).collect(),
+            indices: batch.indices,
+            pixels: Named {
+                shape: batch.shape.to_vec(),
+                values: batch.pixels,
+            },
+            rest: json!(labels.unwrap_or_default()),
+        })
+    }
+}
+
+/// Takes the bad step that a run has kept once more.
+pub fn replay(run: &RunFolder, config: &Config) -> Result<Replay> {
+    let device = crate::device().autodiff();
+    with_model(config, &device, KeptStep { run, config })
+}
+
+struct KeptStep<'a> {
+    run: &'a RunFolder,
+    config: &'a Config,
+}
+
+impl WithModel for KeptStep<'_> {
+    type Output = Replay;
+
+    fn with<M: PretrainModel>(self, model: M) -> Result<Replay> {
+        let device = crate::device().autodiff();
+        let optimizer = AdamWConfig::from(&self.config.optim);
+        let loss = |model: &M, kept: &KeptBatch| {
+            let pixels = kept.pixels.tensor(&device);
+            let batch = Images {
+                pixels: pixels.ok_or("its pixels are no batch of images")?,
+                indices: kept.indices.clone(),
+                labels: serde_json::from_value(kept.rest.clone())
+                    .map_err(|error| format!("its labels are damaged ({error})"))?,
+                epoch: kept.epoch,
+            };
+            Ok(model.loss(&batch, self.config.seed))
+        };
+        replay_step(self.run, model, optimizer, &device, loss)
+    }
+}
+
+fn add_statistics(event: &mut Value, features: &probe::Features) {
     let statistics = probe::feature_statistics(features);
     event["effective_rank"] = statistics.effective_rank.into();
     event["spread"] = statistics.spread.into();
 }
 
-fn describe_watch(epoch: u64, event: &serde_json::Value) -> String {
+fn describe_watch(epoch: u64, event: &Value) -> String {
     let figure = |name: &str| event[name].as_f64();
     let mut text = format!("after epoch {epoch}:");
     if let Some(knn) = figure("knn_top1") {
@@ -351,40 +272,4 @@ fn describe_watch(epoch: u64, event: &serde_json::Value) -> String {
         text += &format!(", ‖AB−BA‖/(‖A‖‖B‖) {commutator:.3}");
     }
     text
-}
-
-/// Time of the steps so far; the first is left out, it warms caches.
-#[derive(Default)]
-struct Pace {
-    steps: u64,
-    times: StepTimes,
-}
-
-impl Pace {
-    fn add(&mut self, times: &StepTimes) {
-        if self.steps == 1 {
-            self.times = StepTimes::default();
-        }
-        self.steps += 1;
-        self.times.data += times.data;
-        self.times.forward += times.forward;
-        self.times.backward += times.backward;
-        self.times.optimizer += times.optimizer;
-    }
-
-    fn images_per_s(&self, batch_size: usize) -> f64 {
-        let counted = self.steps.saturating_sub(1).max(1);
-        (counted as usize * batch_size) as f64 / self.times.total().as_secs_f64().max(1e-9)
-    }
-
-    fn shares(&self) -> [f64; 4] {
-        let total = self.times.total().as_secs_f64().max(1e-9);
-        [
-            self.times.data,
-            self.times.forward,
-            self.times.backward,
-            self.times.optimizer,
-        ]
-        .map(|part| 100.0 * part.as_secs_f64() / total)
-    }
 }

@@ -79,7 +79,7 @@ impl Matrix {
 }
 
 /// Running sums over positions, shifted by the first batch's mean so that their difference keeps its digits.
-struct Moments {
+pub(crate) struct Moments {
     shift: Vec<f32>,
     count: f64,
     sum: Vec<f64>,
@@ -203,23 +203,7 @@ impl Features<'_> {
 
     /// The whitening that these features ask for.
     pub fn whitening(&self) -> Whitening {
-        let (mean, covariance) = self.moments.mean_and_covariance();
-        let eigen = SymmetricEigen::new(covariance);
-        let largest = eigen.eigenvalues.max().max(f64::MIN_POSITIVE);
-        let mut matrix = eigen.eigenvectors;
-        for (mut column, &eigenvalue) in matrix.column_iter_mut().zip(eigen.eigenvalues.iter()) {
-            column /= (eigenvalue.max(0.0) + WHITENING_FLOOR * largest).sqrt();
-        }
-        Whitening {
-            mean: mean.iter().map(|&v| v as f32).collect(),
-            // Column-major storage of the transpose is row-major storage of the matrix.
-            matrix: matrix
-                .transpose()
-                .as_slice()
-                .iter()
-                .map(|&v| v as f32)
-                .collect(),
-        }
+        self.moments.whitening()
     }
 
     /// Eigenvalues of the channel covariance over positions.
@@ -253,12 +237,16 @@ pub struct Whitening {
 impl Whitening {
     /// Whitens rows of features, `[…, C]` flattened to `[R, C]`.
     pub fn apply(&self, rows: Tensor<2>) -> Tensor<2> {
+        let [mean, matrix] = self.tensors(&rows.device());
+        (rows - mean).matmul(matrix)
+    }
+
+    /// What is subtracted from rows of features, `[1, C]`, and what they are multiplied by then, `[C, C]`.
+    pub fn tensors(&self, device: &Device) -> [Tensor<2>; 2] {
         let c = self.mean.len();
-        let device = rows.device();
-        let tensor = |values: &[f32], shape: [usize; 2]| {
-            Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
-        };
-        (rows - tensor(&self.mean, [1, c])).matmul(tensor(&self.matrix, [c, c]))
+        [(&self.mean, 1), (&self.matrix, c)].map(|(values, rows)| {
+            Tensor::from_data(TensorData::new(values.clone(), [rows, c]), device)
+        })
     }
 
     /// Whitens pooled features (both are linear, so the order does not matter).
@@ -268,7 +256,8 @@ impl Whitening {
 }
 
 impl Moments {
-    fn shifted_by_mean_of(positions: &Tensor<2>) -> Self {
+    /// None yet; sums will be taken of differences to the mean of these rows, which keeps digits.
+    pub fn shifted_by_mean_of(positions: &Tensor<2>) -> Self {
         let shift = crate::nn::values(positions.clone().mean_dim(0));
         let c = shift.len();
         Self {
@@ -279,7 +268,8 @@ impl Moments {
         }
     }
 
-    fn add(&mut self, positions: Tensor<2>) {
+    /// Adds rows of features, `[R, C]`.
+    pub fn add(&mut self, positions: Tensor<2>) {
         let [count, c] = positions.dims();
         let shift = TensorData::new(self.shift.clone(), [1, c]);
         let shifted = positions.clone() - Tensor::from_data(shift, &positions.device());
@@ -292,6 +282,27 @@ impl Moments {
         accumulate(&mut self.sum, crate::nn::values(shifted.sum_dim(0)));
         accumulate(&mut self.products, crate::nn::values(products));
         self.count += count as f64;
+    }
+
+    /// The whitening that such features ask for.
+    pub fn whitening(&self) -> Whitening {
+        let (mean, covariance) = self.mean_and_covariance();
+        let eigen = SymmetricEigen::new(covariance);
+        let largest = eigen.eigenvalues.max().max(f64::MIN_POSITIVE);
+        let mut matrix = eigen.eigenvectors;
+        for (mut column, &eigenvalue) in matrix.column_iter_mut().zip(eigen.eigenvalues.iter()) {
+            column /= (eigenvalue.max(0.0) + WHITENING_FLOOR * largest).sqrt();
+        }
+        Whitening {
+            mean: mean.iter().map(|&v| v as f32).collect(),
+            // Column-major storage of the transpose is row-major storage of the matrix.
+            matrix: matrix
+                .transpose()
+                .as_slice()
+                .iter()
+                .map(|&v| v as f32)
+                .collect(),
+        }
     }
 
     fn mean_and_covariance(&self) -> (Vec<f64>, DMatrix<f64>) {

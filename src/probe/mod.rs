@@ -18,6 +18,7 @@ use crate::observe::Observer;
 use crate::random::{self, Purpose};
 use crate::train::{AdamW, AdamWConfig, LearningRate, Schedule, TrainState};
 
+pub(crate) use features::Moments;
 pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::{Classifier, finetune};
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
@@ -406,6 +407,7 @@ fn begin<M>(model: M, per_pass: usize, total_steps: u64) -> (TrainState<M>, Lear
             betas: [0.9, 0.999],
             weight_decay: WEIGHT_DECAY,
             clip_norm: 0.0,
+            encoder_rate: 1.0,
         }),
         step: 0,
     };

@@ -1,5 +1,6 @@
 //! `report.html`: one self-contained page that opens offline.
 
+mod detection;
 mod invariance;
 mod pictures;
 mod plots;
@@ -21,6 +22,7 @@ use crate::probe::{
 use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
 
+pub use detection::{DetectionReport, write_detection_report};
 pub use invariance::write_invariance;
 use pictures::{Block, Pictures};
 pub use study::write_comparison;

@@ -3,16 +3,19 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use burn::tensor::Tensor;
+use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-use crate::data::colour_statistics;
+use crate::data::{Crop, ImageSize, Picture, colour_statistics, resize};
 use crate::error::{Error, Result};
 
 const GREY: [u8; 3] = [214, 214, 214];
 const HOT: [u8; 3] = [255, 80, 0];
 /// How much of the image the largest value of an overlay hides.
 const OPACITY: f64 = 0.85;
+/// Of 100, where more takes much room and is hardly seen.
+const JPEG_QUALITY: u8 = 80;
 
 /// The row of one image; what is no name is a data URL.
 pub struct Pictures {
@@ -104,6 +107,37 @@ pub fn overlay(
     data_url(&rgb, [h, w])
 }
 
+/// A decoded picture as JPEG, no longer side above `longest` pixels; a small one keeps its size.
+pub fn scaled(picture: &Picture, longest: usize) -> Result<String> {
+    let (width, height) = (f64::from(picture.width), f64::from(picture.height));
+    let scale = (longest as f64 / width.max(height)).min(1.0);
+    let side = |side: f64| ((scale * side).round() as usize).max(1);
+    let size = ImageSize {
+        height: side(height),
+        width: side(width),
+    };
+    let whole = Crop {
+        left: 0.0,
+        top: 0.0,
+        width,
+        height,
+    };
+    let planes = resize(picture, &whole, size, false);
+    let planes: Vec<&[u8]> = planes.chunks_exact(size.pixels()).collect();
+    let pixels: Vec<u8> = (0..size.pixels())
+        .flat_map(|i| planes.iter().map(move |plane| plane[i]))
+        .collect();
+    let colours = match picture.channels {
+        1 => ExtendedColorType::L8,
+        _ => ExtendedColorType::Rgb8,
+    };
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
+        .write_image(&pixels, size.width as u32, size.height as u32, colours)
+        .map_err(|error| Error::Plot(error.to_string()))?;
+    Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
+}
+
 fn pixels(image: Tensor<4>) -> (Vec<[u8; 3]>, [usize; 2]) {
     let [_, channels, h, w] = image.dims();
     let values = crate::nn::values(image);
@@ -131,4 +165,35 @@ fn data_url(rgb: &[[u8; 3]], [h, w]: [usize; 2]) -> Result<String> {
         )
         .map_err(|error| Error::Plot(error.to_string()))?;
     Ok(format!("data:image/png;base64,{}", STANDARD.encode(png)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLOUR: [u8; 3] = [200, 100, 30];
+
+    #[test]
+    fn a_scaled_picture_keeps_its_shape_and_colours_and_never_grows() {
+        for (channels, longest, expected) in
+            [(3, 20, (20, 10)), (1, 20, (20, 10)), (3, 500, (100, 50))]
+        {
+            let colour = &COLOUR[..channels];
+            let picture = Picture {
+                width: 100,
+                height: 50,
+                channels,
+                pixels: colour.repeat(100 * 50),
+            };
+            let url = scaled(&picture, longest).unwrap();
+            let jpeg = url.strip_prefix("data:image/jpeg;base64,").unwrap();
+            let decoded = image::load_from_memory(&STANDARD.decode(jpeg).unwrap()).unwrap();
+            assert_eq!((decoded.width(), decoded.height()), expected);
+            let pixels = decoded.into_bytes();
+            for pixel in pixels.chunks_exact(channels) {
+                let near = pixel.iter().zip(colour);
+                assert!(near.clone().all(|(a, b)| a.abs_diff(*b) < 8), "{near:?}");
+            }
+        }
+    }
 }

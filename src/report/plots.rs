@@ -1,6 +1,7 @@
 //! Curves as SVG.
 
 use std::fmt::Display;
+use std::ops::Range;
 
 use plotters::prelude::*;
 
@@ -25,7 +26,7 @@ const PALETTE: [RGBColor; 7] = [
 
 /// The loss of each step, its running mean, and the trivial predictor's loss as a level.
 pub fn loss(losses: &[(f64, f64)], trivial: Option<f64>) -> Result<String> {
-    let smooth = running_mean(losses, (losses.len() / 50).max(1));
+    let smooth = running_mean(losses);
     let curves = [
         Curve::plain(losses, CURVE.mix(0.35)),
         Curve::plain(&smooth, AVERAGE.mix(1.0)),
@@ -44,16 +45,39 @@ pub fn line(points: &[(f64, f64)], label: &str) -> Result<String> {
 
 /// Curves with their names.
 pub fn curves(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<String> {
-    let named: Vec<Curve> = curves
-        .iter()
-        .enumerate()
+    draw([x, y], &named(curves), None)
+}
+
+/// Curves over steps that fall: their names stand above them.
+pub fn falling(curves: &[(String, &[(f64, f64)])], y: &str) -> Result<String> {
+    let curves = named(curves);
+    let frame = Frame {
+        legend: SeriesLabelPosition::UpperRight,
+        ..Frame::around(&curves, None)
+    };
+    draw_in(frame, ["step", y], &curves, None)
+}
+
+/// Curves of shares over shares, both from 0 to 1 whatever the curves reach.
+pub fn shares(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<String> {
+    let frame = Frame {
+        x: 0.0..1.0,
+        // A line along the edge would be cut in half.
+        y: 0.0..1.02,
+        legend: SeriesLabelPosition::LowerLeft,
+    };
+    draw_in(frame, [x, y], &named(curves), None)
+}
+
+fn named<'a>(curves: &'a [(String, &'a [(f64, f64)])]) -> Vec<Curve<'a>> {
+    let curves = curves.iter().enumerate();
+    curves
         .map(|(i, (name, points))| Curve {
             name: Some(name),
             points,
             colour: PALETTE[i % PALETTE.len()].mix(1.0),
         })
-        .collect();
-    draw([x, y], &named, None)
+        .collect()
 }
 
 /// Points in the complex plane by name, and the unit circle where it fits. The axes reach the farthest point, and at
@@ -125,18 +149,46 @@ impl<'a> Curve<'a> {
     }
 }
 
-fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<String> {
-    let all = || curves.iter().flat_map(|curve| curve.points.iter());
-    let last = all().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
-    let values = || all().map(|p| p.1).chain(level);
-    let low = values().fold(f64::INFINITY, f64::min);
-    let high = values().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if low.is_finite() {
-        (low, high)
-    } else {
-        (0.0, 1.0)
-    };
-    let margin = ((high - low) * 0.05).max(high.abs() * 1e-3).max(1e-12);
+/// What the axes span, and where the names of curves stand.
+struct Frame {
+    x: Range<f64>,
+    y: Range<f64>,
+    legend: SeriesLabelPosition,
+}
+
+impl Frame {
+    /// As much as the curves and the level reach.
+    fn around(curves: &[Curve], level: Option<f64>) -> Self {
+        let all = || curves.iter().flat_map(|curve| curve.points.iter());
+        let last = all().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
+        let values = || all().map(|p| p.1).chain(level);
+        let low = values().fold(f64::INFINITY, f64::min);
+        let high = values().fold(f64::NEG_INFINITY, f64::max);
+        let (low, high) = if low.is_finite() {
+            (low, high)
+        } else {
+            (0.0, 1.0)
+        };
+        let margin = ((high - low) * 0.05).max(high.abs() * 1e-3).max(1e-12);
+        Self {
+            x: 0.0..last,
+            y: low - margin..high + margin,
+            legend: SeriesLabelPosition::LowerRight,
+        }
+    }
+}
+
+fn draw(labels: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<String> {
+    draw_in(Frame::around(curves, level), labels, curves, level)
+}
+
+fn draw_in(
+    frame: Frame,
+    [x, y]: [&str; 2],
+    curves: &[Curve],
+    level: Option<f64>,
+) -> Result<String> {
+    let last = frame.x.end;
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -144,7 +196,7 @@ fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<Strin
             .margin(8)
             .x_label_area_size(34)
             .y_label_area_size(64)
-            .build_cartesian_2d(0.0..last, low - margin..high + margin)
+            .build_cartesian_2d(frame.x, frame.y)
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -175,7 +227,7 @@ fn draw([x, y]: [&str; 2], curves: &[Curve], level: Option<f64>) -> Result<Strin
         if curves.iter().any(|curve| curve.name.is_some()) {
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::LowerRight)
+                .position(frame.legend)
                 .background_style(WHITE.mix(0.8))
                 .draw()
                 .map_err(failed)?;
@@ -203,9 +255,10 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     thinned
 }
 
-fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+/// Means over a fiftieth of the points each.
+pub fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points
-        .windows(window)
+        .windows((points.len() / 50).max(1))
         .map(|part| {
             (
                 part[part.len() - 1].0,

@@ -14,12 +14,12 @@ use crate::bench::{BenchConfig, Work, bench};
 use crate::config::Config;
 use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
-use crate::pretrain::{self, Surroundings, suited};
+use crate::pretrain::{self, suited};
 use crate::probe::{
     FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data,
 };
 use crate::train::{
-    CONFIG_FILE, ENCODER_FILE, INDEX_FILE, RunFolder, create_folder, write_durably,
+    CONFIG_FILE, ENCODER_FILE, INDEX_FILE, RunFolder, Surroundings, create_folder, write_durably,
 };
 use crate::weights::Weights;
 
@@ -326,7 +326,7 @@ impl<'a> Study<'a> {
             let outcome = pretrain::start(&config, &dataset, run.path(), self.around)?;
             (config, outcome)
         };
-        if outcome.stopped() {
+        if outcome.course.stopped() {
             return Err(Error::Stopped);
         }
         Ok(config)
@@ -378,10 +378,8 @@ impl<'a> Study<'a> {
         let observer = self.around.observer;
         let dataset = self.dataset(&planned.config, &self.file.data)?;
         let config = suited(&planned.config, &dataset)?;
-        let seedless = Config {
-            seed: 0,
-            ..config.clone()
-        };
+        let mut seedless = config.clone();
+        seedless.seed = 0;
         let hash = blake3::hash(describe(&seedless, false).as_bytes()).to_hex();
         let key = format!("{} {}", planned.kind(), &hash[..8]);
         let images = dataset.train.len();

@@ -242,6 +242,7 @@ mod tests {
         betas: [0.9, 0.95],
         weight_decay: 0.0,
         clip_norm: 0.0,
+        encoder_rate: 1.0,
     };
 
     #[test]

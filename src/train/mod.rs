@@ -1,6 +1,8 @@
 //! The one training loop: schedule, optimiser, checkpoints, run folder.
 
+mod bad_step;
 mod checkpoint;
+mod course;
 mod durable;
 mod optimizer;
 mod run_folder;
@@ -12,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::require;
 use crate::error::Result;
 
+pub use bad_step::{KeptBatch, Replay, replay_step};
 pub use checkpoint::{Checkpoint, Checkpoints, Position};
+pub use course::{Course, Outcome, Start, Surroundings, Trainee};
 pub(crate) use durable::create_folder;
 #[cfg(test)]
 pub(crate) use durable::fault;

@@ -20,6 +20,8 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
     /// Clipping by the norm over all parameters together; 0 turns it off.
     pub clip_norm: f64,
+    /// Learning rate of the parameters below `encoder` relative to that of the others.
+    pub encoder_rate: f64,
 }
 
 impl From<&OptimConfig> for AdamWConfig {
@@ -28,6 +30,7 @@ impl From<&OptimConfig> for AdamWConfig {
             betas: config.betas,
             weight_decay: config.weight_decay,
             clip_norm: config.clip_norm,
+            encoder_rate: 1.0,
         }
     }
 }
@@ -49,6 +52,8 @@ struct Moments {
     second: Tensor<1>,
 }
 
+/// What the parameters of an encoder are called that is a part of a network.
+const ENCODER: &str = "encoder.";
 const FIRST: &str = "first_moment.";
 const SECOND: &str = "second_moment.";
 
@@ -248,6 +253,10 @@ impl ModuleMapper for Update<'_> {
         };
         let name = self.path.name();
         let decay = decays(&name, D);
+        let learning_rate = match name.starts_with(ENCODER) {
+            true => self.learning_rate * self.optimizer.config.encoder_rate,
+            false => self.learning_rate,
+        };
         param.map(|old| {
             let shape = old.dims();
             let new = self.optimizer.update(
@@ -255,7 +264,7 @@ impl ModuleMapper for Update<'_> {
                 old.inner().reshape([-1]),
                 (gradient.reshape([-1]), self.scale),
                 decay,
-                self.learning_rate,
+                learning_rate,
             );
             Tensor::from_inner(new.reshape(shape)).require_grad()
         })

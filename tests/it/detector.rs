@@ -449,6 +449,7 @@ fn a_hundred_steps_teach_a_small_head_three_boxes() {
             betas: [0.9, 0.999],
             weight_decay: 0.0,
             clip_norm: 0.0,
+            encoder_rate: 1.0,
         }),
         step: 0,
     };

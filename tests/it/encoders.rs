@@ -174,6 +174,7 @@ fn every_parameter_of_every_encoder_learns_from_the_map_alone_at_every_stride() 
                 betas: [0.9, 0.95],
                 weight_decay: 0.0,
                 clip_norm: 3.0,
+                encoder_rate: 1.0,
             });
             let after = StateDict::of(&optimizer.step(encoder, grads, norm, 1e-3)).0;
             assert!(after != before, "{case}");

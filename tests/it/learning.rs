@@ -52,6 +52,7 @@ fn state(encoder: &str, device: &Device) -> TrainState<qbheat::heat::QbHeat> {
             betas: [0.9, 0.95],
             weight_decay: 0.0,
             clip_norm: 3.0,
+            encoder_rate: 1.0,
         }),
         step: 0,
     }

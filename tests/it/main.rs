@@ -7,6 +7,7 @@ mod closed_forms;
 mod coco;
 mod command_line;
 mod data;
+mod detect_train;
 mod detection;
 mod detector;
 mod encoders;

@@ -509,6 +509,7 @@ fn twenty_steps_of_adamw_with_clipping_and_schedule_equal_pytorch() {
             betas: [0.9, 0.95],
             weight_decay: 0.3,
             clip_norm: 0.7,
+            encoder_rate: 1.0,
         }),
         step: 0,
     };

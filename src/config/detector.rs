@@ -1,0 +1,186 @@
+//! The configuration of a detector's training.
+
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::Base;
+use super::base::make_absolute;
+use super::layers::{layered, read_table, read_toml, require};
+use crate::data::{DataConfig, ImageSize};
+use crate::detect::{DenoisingConfig, HeadConfig, LossConfig, Origin, ViewConfig};
+use crate::encoder::EncoderSpec;
+use crate::error::{Error, Result};
+use crate::train::{CONFIG_FILE, OptimConfig, RunConfig, RunFolder};
+
+/// Image pixels a position of the map that a head reads, where nothing says otherwise.
+const STRIDE: usize = 8;
+
+/// Everything a detector's training depends on; stored complete as `config.toml` in the run folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DetectorConfig {
+    /// What it shares with other runs; `data.path`, `data.split` and the crops of `data` have no part in it.
+    #[serde(flatten)]
+    pub base: Base,
+    /// Images, and what of the network is trained.
+    pub detect: DetectConfig,
+    /// The head's sizes.
+    pub head: HeadConfig,
+    /// Weights of the terms of the loss.
+    pub loss: LossConfig,
+    /// Queries that learn to put boxes right.
+    pub denoising: DenoisingConfig,
+    /// How pictures are cut for training.
+    pub view: ViewConfig,
+}
+
+/// Images with boxes, and what of the network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetectConfig {
+    /// The images to train on.
+    pub train: Origin,
+    /// Those to score; where nothing is given, `data.held_out` of the others are held out.
+    pub val: Origin,
+    /// Train on at most so many images, drawn with the seed; 0 for all.
+    pub limit: usize,
+    /// Takes all boxes for one class.
+    pub class_agnostic: bool,
+    /// Trains the encoder too; its batch statistics stay as they are.
+    pub unfreeze: bool,
+    /// Learning rate of the encoder, where it is trained, relative to `optim.learning_rate`.
+    pub encoder_rate: f64,
+    /// Trains on so many images only, always the same and as they are, and scores those: whether a head can learn at
+    /// all. 0 for training as usual.
+    pub overfit: usize,
+}
+
+impl Default for DetectConfig {
+    fn default() -> Self {
+        Self {
+            train: Origin::default(),
+            val: Origin::default(),
+            limit: 0,
+            class_agnostic: false,
+            unfreeze: false,
+            encoder_rate: 0.1,
+            overfit: 0,
+        }
+    }
+}
+
+impl Default for DetectorConfig {
+    fn default() -> Self {
+        Self {
+            base: Base {
+                image_size: ImageSize::square(256),
+                data: DataConfig {
+                    jitter: [0.2, 0.2, 0.2, 0.05],
+                    jitter_share: 0.5,
+                    ..DataConfig::default()
+                },
+                optim: OptimConfig {
+                    epochs: 60,
+                    batch_size: 8,
+                    betas: [0.9, 0.999],
+                    clip_norm: 1.0,
+                    ..OptimConfig::default()
+                },
+                run: RunConfig::default(),
+                ..Base::default()
+            },
+            detect: DetectConfig::default(),
+            head: HeadConfig::default(),
+            loss: LossConfig::default(),
+            denoising: DenoisingConfig::default(),
+            view: ViewConfig::default(),
+        }
+    }
+}
+
+impl Deref for DetectorConfig {
+    type Target = Base;
+
+    fn deref(&self) -> &Base {
+        &self.base
+    }
+}
+
+impl DerefMut for DetectorConfig {
+    fn deref_mut(&mut self) -> &mut Base {
+        &mut self.base
+    }
+}
+
+impl DetectorConfig {
+    /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
+    pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
+        let table: Option<Table> = file.map(|path| read_toml(path, "--config")).transpose()?;
+        let layer = file.zip(table.as_ref());
+        let mut config: Self = read_table(layered::<Self>("", layer, settings, &Base::choices())?)?;
+        config.resolve()?;
+        Ok(config)
+    }
+
+    /// That of a run, which must be a detector's.
+    pub fn of_run(run: &RunFolder) -> Result<Self> {
+        if !is_detector(run)? {
+            return Err(Error::Foreign {
+                path: run.path().to_owned(),
+                message: "is no detector; train one on its encoder with `qbheat detect train`"
+                    .into(),
+            });
+        }
+        Self::load(Some(&run.file(CONFIG_FILE)), &[])
+    }
+
+    /// As text, complete.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is valid TOML")
+    }
+
+    fn resolve(&mut self) -> Result<()> {
+        let Self { base, detect, .. } = self;
+        base.resolve(|encoder: &EncoderSpec, _| {
+            let fitting = encoder.strides.iter().filter(|&&stride| stride >= STRIDE);
+            *fitting.min().unwrap_or(&encoder.strides[0])
+        })?;
+        for origin in [&mut detect.train, &mut detect.val] {
+            make_absolute(&mut origin.path)?;
+            make_absolute(&mut origin.images)?;
+        }
+        require(
+            detect.encoder_rate.is_finite() && detect.encoder_rate > 0.0,
+            "detect.encoder_rate",
+            detect.encoder_rate,
+            "a number above 0; detect.unfreeze = false keeps the encoder as it is",
+        )?;
+        self.head.check("head")?;
+        self.loss.check("loss")?;
+        self.denoising.check("denoising")?;
+        self.view.check("view")
+    }
+}
+
+/// Whether a run trains a detector.
+pub fn is_detector(run: &RunFolder) -> Result<bool> {
+    // Whether it is otherwise sound is for whoever reads it to say.
+    let table: Table = toml::from_str(&run.config()?).unwrap_or_default();
+    Ok(table.contains_key("detect"))
+}
+
+/// An error where a run trains a detector.
+pub(crate) fn refuse_detector(run: &RunFolder) -> Result<()> {
+    if !is_detector(run)? {
+        return Ok(());
+    }
+    Err(Error::Foreign {
+        path: run.path().to_owned(),
+        message: "is a detector; give the run or the weights that its encoder comes from (encoder.init in its \
+                  config.toml)"
+            .into(),
+    })
+}

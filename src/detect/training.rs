@@ -1,0 +1,501 @@
+//! A detector's training, and the detector that a run has made.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde_json::{Value, json};
+
+use super::average_precision::{Prediction, Score};
+use super::coco::Class;
+use super::denoising::noised;
+use super::detector::{Detector, Shape, in_picture, pixels};
+use super::evaluation::{Evaluation, EvaluationConfig, evaluate};
+use super::loader::{DetectionBatch, DetectionLoader, DetectionLoaderConfig};
+use super::loss::{Terms, losses};
+use super::prior::baselines;
+use super::sets::Sets;
+use super::view::{Placement, View, ViewBox};
+use crate::config::DetectorConfig;
+use crate::data::{BadImage, Picture};
+use crate::encoder::{self, Build, Encoder};
+use crate::error::{Error, Result};
+use crate::nn::{Init, Named, StateDict};
+use crate::observe::{Observer, Silent};
+use crate::random::{self, Purpose};
+use crate::train::{
+    AdamWConfig, Course, KeptBatch, Outcome, Replay, RunFolder, Start, Surroundings, Trainee,
+    replay_step, write_durably,
+};
+use crate::weights::given_encoder;
+
+/// Names and ids of the classes, in the order of their numbers.
+const CLASSES_FILE: &str = "classes.json";
+/// Training images from which the whitening is taken.
+const WHITENED_ON: usize = 1000;
+/// What counts as an epoch of one batch that is seen again and again.
+const OVERFIT_STEPS: u64 = 25;
+
+/// How a detector's training ended.
+pub struct DetectorOutcome {
+    /// As any run.
+    pub course: Outcome,
+    /// Of the images to score, where training came to its end.
+    pub evaluation: Option<Evaluation>,
+}
+
+/// Trains a detector in a new folder.
+pub fn start(
+    config: &DetectorConfig,
+    sets: &Sets,
+    out: &Path,
+    around: &Surroundings,
+) -> Result<DetectorOutcome> {
+    let config = &suited(config, sets);
+    // Whatever cannot be used is found before there is a folder.
+    let given = given_encoder(config, &crate::device().autodiff())?;
+    let folder = RunFolder::create(out, &config.to_toml())?;
+    let course = course(folder, config, sets, around)?;
+    begin(&course, config, sets, given, around)
+}
+
+/// Goes on from the newest checkpoint that verifies.
+pub fn resume(
+    folder: RunFolder,
+    config: &DetectorConfig,
+    sets: &Sets,
+    around: &Surroundings,
+) -> Result<DetectorOutcome> {
+    let course = course(folder, config, sets, around)?;
+    let Some(checkpoint) = course.newest()? else {
+        let given = given_encoder(config, &crate::device().autodiff())?;
+        return begin(&course, config, sets, given, around);
+    };
+    let known = read_classes(course.folder())?;
+    if checkpoint.position.data != sets.fingerprint() || known != sets.classes() {
+        return Err(Error::Foreign {
+            path: course.folder().path().to_owned(),
+            message: format!(
+                "was started with other images or boxes than {} and {} hold now; restore them",
+                sets.train.path().display(),
+                sets.val.path().display()
+            ),
+        });
+    }
+    let step = checkpoint.position.step;
+    let (model, _) = fresh(config, None, sets.classes().len())?;
+    go(
+        &course,
+        config,
+        sets,
+        step,
+        Start::After(model, checkpoint),
+        around,
+    )
+}
+
+/// With what follows from the images.
+fn suited(config: &DetectorConfig, sets: &Sets) -> DetectorConfig {
+    let mut config = config.clone();
+    if config.detect.overfit > 0 {
+        config.detect.overfit = sets.train.images.len();
+        config.optim.batch_size = sets.train.images.len();
+    }
+    config
+}
+
+fn course<'a>(
+    folder: RunFolder,
+    config: &'a DetectorConfig,
+    sets: &Sets,
+    around: &'a Surroundings<'a>,
+) -> Result<Course<'a>> {
+    let steps_per_epoch = match config.detect.overfit {
+        0 => (sets.train.images.len() / config.optim.batch_size) as u64,
+        _ => OVERFIT_STEPS,
+    };
+    let data = sets.fingerprint();
+    Course::new(folder, &config.base, steps_per_epoch, data, around)
+}
+
+fn begin(
+    course: &Course,
+    config: &DetectorConfig,
+    sets: &Sets,
+    given: Option<Encoder>,
+    around: &Surroundings,
+) -> Result<DetectorOutcome> {
+    let classes = serde_json::to_vec(sets.classes()).expect("classes are valid JSON");
+    write_durably(&course.folder().file(CLASSES_FILE), &classes)?;
+    let floors = baselines(&sets.train, &sets.val, config.seed)?;
+    let baseline = json!({
+        "kind": "baseline",
+        "chance": figures(&floors.chance),
+        "mean_boxes": figures(&floors.mean_boxes),
+    });
+    let (model, shape) = fresh(config, given, sets.classes().len())?;
+    let order = random::permutation(config.seed, Purpose::Sample, 0, sets.train.images.len());
+    let looked_at = &order[..WHITENED_ON.min(order.len())];
+    let batches = looked_at
+        .chunks(config.optim.batch_size)
+        .map(|indices| DetectionBatch::whole(&sets.train, indices, config.image_size));
+    let model = model.whitened_for(batches, shape.stride)?;
+    go(
+        course,
+        config,
+        sets,
+        0,
+        Start::Anew(model, baseline),
+        around,
+    )
+}
+
+fn go(
+    course: &Course,
+    config: &DetectorConfig,
+    sets: &Sets,
+    first_step: u64,
+    from: Start<Detector>,
+    around: &Surroundings,
+) -> Result<DetectorOutcome> {
+    let device = crate::device().autodiff();
+    let mut training = Training {
+        config,
+        sets,
+        loader: loader(config, sets, first_step),
+        observer: around.observer,
+        last: None,
+        evaluation: None,
+    };
+    let (model, outcome) = course.go(&mut training, optimizer(config), &device, from)?;
+    let evaluation = match training.evaluation {
+        _ if outcome.stopped() => None,
+        None => Some(evaluate(
+            &model.valid(),
+            &sets.val,
+            &EvaluationConfig::new(config.image_size),
+            around.observer,
+        )?),
+        found => found,
+    };
+    Ok(DetectorOutcome {
+        course: outcome,
+        evaluation,
+    })
+}
+
+fn optimizer(config: &DetectorConfig) -> AdamWConfig {
+    AdamWConfig {
+        encoder_rate: config.detect.encoder_rate,
+        ..AdamWConfig::from(&config.optim)
+    }
+}
+
+/// A network of the configuration's form on the autodiff device; fresh but for the encoder where one is given.
+fn fresh(
+    config: &DetectorConfig,
+    given: Option<Encoder>,
+    classes: usize,
+) -> Result<(Detector, Shape)> {
+    let device = crate::device().autodiff();
+    let mut init = Init::new(config.seed, &device);
+    let build = Build {
+        stride: config.encoder.stride,
+        inputs: config.data.channels,
+    };
+    let blank = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
+    let shape = Shape {
+        head: config.head.clone(),
+        stride: config.encoder.stride,
+        classes,
+        unfreeze: config.detect.unfreeze,
+    };
+    let model = Detector::new(given.unwrap_or(blank), &shape, &mut init);
+    Ok((model, shape))
+}
+
+fn loader(config: &DetectorConfig, sets: &Sets, first_step: u64) -> DetectionLoader {
+    let all = Arc::new((0..sets.train.images.len()).collect());
+    let loading = DetectionLoaderConfig {
+        seed: config.seed,
+        image_size: config.image_size,
+        batch_size: config.optim.batch_size,
+        view: (config.detect.overfit == 0).then(|| config.view.clone()),
+        data: config.data.clone(),
+    };
+    DetectionLoader::new(&sets.train, &all, &loading, first_step)
+}
+
+/// The figures of a score that a log has.
+fn figures(score: &Score) -> Value {
+    json!({"ap": score.ap, "ap50": score.ap50, "ap75": score.ap75})
+}
+
+/// A training under way.
+struct Training<'a> {
+    config: &'a DetectorConfig,
+    sets: &'a Sets,
+    loader: DetectionLoader,
+    observer: &'a dyn Observer,
+    last: Option<Figures>,
+    evaluation: Option<Evaluation>,
+}
+
+/// What there is to know of the loss of a step.
+struct Figures {
+    terms: Terms,
+    matched: usize,
+    objects: usize,
+    iou: f64,
+}
+
+impl Trainee for Training<'_> {
+    type Model = Detector;
+    type Batch = DetectionBatch;
+    const STAGE: &'static str = "training the detector";
+
+    fn next_batch(&mut self) -> Result<(DetectionBatch, Vec<BadImage>)> {
+        let mut batch = self.loader.next_batch()?;
+        let passed_over = std::mem::take(&mut batch.passed_over);
+        Ok((batch, passed_over))
+    }
+
+    fn loss(&mut self, model: &Detector, batch: &DetectionBatch) -> Tensor<1> {
+        let (loss, figures) = loss(self.config, model, batch);
+        self.last = Some(figures);
+        loss
+    }
+
+    fn add_figures(&self, event: &mut Value) {
+        if let Some(last) = &self.last {
+            event["terms"] = json!(last.terms);
+            event["matched"] = last.matched.into();
+            event["objects"] = last.objects.into();
+            event["iou"] = last.iou.into();
+        }
+    }
+
+    fn remark(&self) -> String {
+        self.last.as_ref().map_or_else(String::new, |last| {
+            format!(
+                " · {} of {} boxes matched, mean IoU {:.2}",
+                last.matched, last.objects, last.iou
+            )
+        })
+    }
+
+    fn end_of_epoch(&mut self, epoch: u64, model: &Detector, event: &mut Value) -> Result<()> {
+        let every = self.config.run.watch_every as u64;
+        let last = epoch == self.config.optim.epochs as u64;
+        if !(every > 0 && epoch.is_multiple_of(every) || last) {
+            return Ok(());
+        }
+        let how = EvaluationConfig::new(self.config.image_size);
+        let evaluation = evaluate(&model.valid(), &self.sets.val, &how, &Silent)?;
+        let score = &evaluation.score;
+        event["ap"] = score.ap.into();
+        event["ap50"] = score.ap50.into();
+        event["ap75"] = score.ap75.into();
+        let percent = |figure: Option<f64>| {
+            figure.map_or_else(
+                || "none".into(),
+                |figure| format!("{:.1} %", 100.0 * figure),
+            )
+        };
+        self.observer.note(&format!(
+            "after epoch {epoch}: AP {}, AP50 {}, AP75 {}",
+            percent(score.ap),
+            percent(score.ap50),
+            percent(score.ap75)
+        ));
+        self.evaluation = last.then_some(evaluation);
+        Ok(())
+    }
+
+    fn keep_batch(&self, step: u64) -> Result<KeptBatch> {
+        let batch = loader(self.config, self.sets, step).next_batch()?;
+        let name = |&index: &usize| self.sets.train.images[index].name.clone();
+        Ok(KeptBatch {
+            epoch: batch.epoch,
+            files: batch.indices.iter().map(name).collect(),
+            indices: batch.indices,
+            pixels: Named {
+                shape: batch.shape.to_vec(),
+                values: batch.pixels,
+            },
+            rest: json!([batch.placements, batch.boxes]),
+        })
+    }
+}
+
+fn loss(config: &DetectorConfig, model: &Detector, batch: &DetectionBatch) -> (Tensor<1>, Figures) {
+    let spoilt: Vec<_> = batch
+        .indices
+        .iter()
+        .zip(&batch.boxes)
+        .map(|(&index, objects)| {
+            let (epoch, index) = (batch.epoch, index as u64);
+            let mut random = random::stream(config.seed, Purpose::Denoising, epoch, index);
+            noised(
+                objects,
+                model.head().classes(),
+                &config.denoising,
+                &mut random,
+            )
+        })
+        .collect();
+    let groups = model.train_forward(
+        pixels(batch, &crate::device()),
+        &batch.placements,
+        Some(&spoilt),
+        config.detect.unfreeze,
+    );
+    let losses = losses(&groups, &batch.boxes, &spoilt, &config.loss);
+    let figures = Figures {
+        terms: losses.terms,
+        matched: losses.matched,
+        objects: losses.objects,
+        iou: losses.iou,
+    };
+    (losses.total, figures)
+}
+
+/// Takes the bad step that a run has kept once more.
+pub fn replay(run: &RunFolder, config: &DetectorConfig) -> Result<Replay> {
+    let device = crate::device().autodiff();
+    let (model, _) = fresh(config, None, read_classes(run)?.len())?;
+    replay_step(run, model, optimizer(config), &device, |model, kept| {
+        let (placements, boxes): (Vec<Placement>, Vec<Vec<ViewBox>>) =
+            serde_json::from_value(kept.rest.clone())
+                .map_err(|error| format!("its boxes are damaged ({error})"))?;
+        let Ok(shape) = <[usize; 4]>::try_from(&kept.pixels.shape[..]) else {
+            return Err("its pixels are no batch of images".into());
+        };
+        let batch = DetectionBatch {
+            epoch: kept.epoch,
+            indices: kept.indices.clone(),
+            pixels: kept.pixels.values.clone(),
+            shape,
+            boxes,
+            placements,
+            passed_over: Vec::new(),
+        };
+        Ok(loss(config, model, &batch).0)
+    })
+}
+
+fn read_classes(run: &RunFolder) -> Result<Vec<Class>> {
+    let path = run.file(CLASSES_FILE);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
+        path,
+        message: format!("is damaged ({error})"),
+    })
+}
+
+/// A detector as a run has it now.
+pub struct Trained {
+    /// For evaluation.
+    pub detector: Detector,
+    /// The run's.
+    pub config: DetectorConfig,
+    /// In the order of their numbers.
+    pub classes: Vec<Class>,
+    /// Steps it was trained for.
+    pub steps: u64,
+    device: Device,
+}
+
+impl Trained {
+    /// From a run's newest checkpoint that verifies.
+    pub fn open(run: &RunFolder) -> Result<Self> {
+        let config = DetectorConfig::of_run(run)?;
+        let checkpoints = run.checkpoints(config.run.keep_checkpoints);
+        if checkpoints.is_empty() {
+            return Err(Error::Foreign {
+                path: run.path().to_owned(),
+                message: format!(
+                    "the run has no checkpoint yet; go on with `qbheat resume {}`",
+                    run.path().display()
+                ),
+            });
+        }
+        let classes = read_classes(run)?;
+        let (checkpoint, _) = checkpoints.newest_valid()?;
+        let (model, _) = fresh(&config, None, classes.len())?;
+        let loaded = checkpoint.model.load_into(model);
+        let detector = loaded.map_err(|source| Error::Weights {
+            path: run.path().to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            detector: detector.valid(),
+            config,
+            classes,
+            steps: checkpoint.position.step,
+            device: crate::device(),
+        })
+    }
+
+    /// What a table says of it.
+    pub fn facts(&self, sets: &Sets) -> Vec<(&'static str, String)> {
+        let Self {
+            detector, config, ..
+        } = self;
+        let weights = match config.encoder.init.as_os_str().is_empty() {
+            true => "untrained".to_owned(),
+            false => config.encoder.init.display().to_string(),
+        };
+        let state = match config.detect.unfreeze {
+            true => format!("trained at {} of the rate", config.detect.encoder_rate),
+            false => "frozen".to_owned(),
+        };
+        vec![
+            (
+                "encoder",
+                format!(
+                    "{} ({weights}), stride {}, {state}",
+                    config.encoder.name, config.encoder.stride
+                ),
+            ),
+            (
+                "head",
+                format!(
+                    "{:.2} M parameters, {} queries",
+                    StateDict::of(detector.head()).parameters() as f64 / 1e6,
+                    config.head.queries
+                ),
+            ),
+            (
+                "data",
+                format!(
+                    "{}, {} images; scored on {}, {} images; frames of {} px",
+                    sets.train.path().display(),
+                    sets.train.images.len(),
+                    sets.val.path().display(),
+                    sets.val.images.len(),
+                    config.image_size
+                ),
+            ),
+            (
+                "training",
+                format!(
+                    "{} steps of {} images, seed {}",
+                    self.steps, config.optim.batch_size, config.seed
+                ),
+            ),
+        ]
+    }
+
+    /// What it finds in one picture, most certain first.
+    pub fn find(&self, picture: &Picture, how: &EvaluationConfig) -> Vec<Prediction> {
+        let view = View::whole(picture, &[], how.image_size);
+        let placement = view.placement;
+        let batch = DetectionBatch::of(vec![(0, view)]);
+        let pixels = pixels(&batch, &self.device);
+        let found = self.detector.detect(pixels, &[placement], how.limit);
+        let found = found.into_iter().next().unwrap_or_default();
+        in_picture(found, &placement, how.suppress)
+    }
+}
