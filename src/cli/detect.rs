@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use qbheat::compute_on;
 use qbheat::config::DetectorConfig;
 use qbheat::data::ImageSize;
 use qbheat::detect::{
@@ -12,7 +13,6 @@ use qbheat::detect::{
 use qbheat::error::Result;
 use qbheat::observe::Observer;
 use qbheat::train::{RunFolder, Surroundings};
-use qbheat::weights::{ImageForm, Weights};
 use serde_json::json;
 
 use super::progress::Progress;
@@ -115,6 +115,10 @@ struct Train {
 
 impl Train {
     fn run(&self, progress: &Progress) -> Result<Answer> {
+        // Weights are opened for their form before there is a configuration, and that settles the device.
+        if let Some(device) = self.common.device {
+            compute_on(device)?;
+        }
         let mut config = self.config()?;
         compute_as(&config.base, &self.common)?;
         RunFolder::check_free(&self.out)?;
@@ -132,19 +136,8 @@ impl Train {
 
     fn config(&self) -> Result<DetectorConfig> {
         // What the weights were made for comes before what the user wishes.
-        let blank = ImageForm {
-            size: ImageSize::square(64),
-            channels: 3,
-            stride: 0,
-        };
-        let weights = Weights::open(&self.weights, self.common.seed.unwrap_or(0), blank)?;
-        let path = Path::new(&self.weights);
-        let trained = weights.metadata.method != "none";
-        let mut settings = Settings::default();
-        settings
-            .add("encoder.name", Some(&weights.metadata.encoder))
-            .add("data.channels", Some(weights.metadata.mean.len()))
-            .add("encoder.init", trained.then(|| path.display()));
+        let (_, settings) = DetectorConfig::settings_of_weights(&self.weights)?;
+        let mut settings = Settings(settings);
         if self.overfit_one_batch {
             settings
                 .add("detect.overfit", Some(OVERFIT_IMAGES))

@@ -51,7 +51,8 @@ enum Command {
     Replay(replay::Replay),
     /// Score an encoder's features.
     Probe(probe::Probe),
-    /// Run methods × encoders × seeds × protocols of a study file, what is missing of them, and write one table.
+    /// Run methods × encoders × seeds × protocols of a study file, or detectors on several weights, what is missing of
+    /// them, and write one table.
     Study(study::StudyCommand),
     /// Write the same table of runs that exist.
     Compare(study::Compare),

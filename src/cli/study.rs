@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
-use qbheat::report::write_comparison;
-use qbheat::study::{Cell, Study, StudyFile, cells_of_runs, rows, to_markdown};
+use qbheat::report::{write_comparison, write_detection_comparison};
+use qbheat::study::{
+    Cell, DetectionCell, DetectionFile, DetectionStudy, Study, StudyFile, StudyOutcome,
+    cells_of_runs, detection_markdown, detection_rows, is_detection, rows, to_markdown,
+};
 use qbheat::train::Surroundings;
 use serde_json::{Value, json};
 
@@ -34,8 +37,8 @@ impl StudyCommand {
                 "--seed {seed}: a study names its seeds itself, `seeds = [{seed}]`"
             )));
         }
-        let file = StudyFile::read(&self.study)?;
         let name = self.study.file_stem().unwrap_or_default();
+        let title = name.to_string_lossy();
         let out = self.out.clone().unwrap_or(Path::new("runs").join(name));
         let mut settings = Settings::default();
         settings
@@ -46,45 +49,78 @@ impl StudyCommand {
             observer: progress,
             stop: &|| signals::received().is_some(),
         };
+        if is_detection(&self.study)? {
+            return self.run_detectors(&settings, &title, &out, &around);
+        }
+        let file = StudyFile::read(&self.study)?;
         let study = Study::new(&file, &settings.0, &out, &around)?;
         if let Some(cell) = study.plan().cells.first() {
             compute_as(&cell.config, &self.common)?;
         }
         if self.plan {
-            let lengths = study.lengths()?;
-            let (lines, cells): (Vec<String>, Vec<Value>) = lengths
-                .iter()
-                .map(|(cell, epochs)| {
-                    let json = json!({"cell": cell, "epochs": epochs});
-                    (format!("{cell}: {epochs} epochs"), json)
-                })
-                .unzip();
-            return Ok(Answer::done(json!({"cells": cells}), lines.join("\n")));
+            return Ok(answer_of_plan(&study.lengths()?));
         }
-        let title = name.to_string_lossy();
         let outcome =
             study.run(|outcome| write_comparison(&outcome.cells, &outcome.failed, &title, &out))?;
         write_comparison(&outcome.cells, &outcome.failed, &title, &out)?;
-        let mut json = cells_json(&outcome.cells);
-        json["out"] = json!(out);
-        json["failed"] = outcome
-            .failed
-            .iter()
-            .map(|(cell, reason)| json!({"cell": cell, "reason": reason}))
-            .collect();
         let text = to_markdown(&rows(&outcome.cells), &outcome.failed);
-        if let Some(signal) = outcome.stopped.then(signals::received).flatten() {
-            return Ok(Answer {
-                exit_code: 128 + signal as u8,
-                json,
-                text: format!("{text}\nstopped; the same command goes on with what is missing"),
-            });
+        Ok(answer(&outcome, cells_json(&outcome.cells), &text, &out))
+    }
+
+    fn run_detectors(
+        &self,
+        settings: &Settings,
+        title: &str,
+        out: &Path,
+        around: &Surroundings,
+    ) -> Result<Answer> {
+        let file = DetectionFile::read(&self.study)?;
+        // Weights are on the device as soon as they are read.
+        compute_as(&file.machine(&settings.0)?.base, &self.common)?;
+        let study = DetectionStudy::new(&file, &settings.0, out, around)?;
+        if self.plan {
+            return Ok(answer_of_plan(&study.lengths()?));
         }
-        Ok(Answer {
-            exit_code: u8::from(!outcome.failed.is_empty()),
-            json,
-            text: format!("{text}\nreport: {}", out.join("report.html").display()),
+        let write = |outcome: &StudyOutcome<DetectionCell>| {
+            write_detection_comparison(&outcome.cells, &outcome.failed, title, out)
+        };
+        let outcome = study.run(write)?;
+        write(&outcome)?;
+        let text = detection_markdown(&detection_rows(&outcome.cells), &outcome.failed);
+        Ok(answer(&outcome, detectors_json(&outcome.cells), &text, out))
+    }
+}
+
+fn answer_of_plan(lengths: &[(String, usize)]) -> Answer {
+    let (lines, cells): (Vec<String>, Vec<Value>) = lengths
+        .iter()
+        .map(|(cell, epochs)| {
+            let json = json!({"cell": cell, "epochs": epochs});
+            (format!("{cell}: {epochs} epochs"), json)
         })
+        .unzip();
+    Answer::done(json!({"cells": cells}), lines.join("\n"))
+}
+
+/// How a study ended; `json` has its cells, `text` its table.
+fn answer<C>(outcome: &StudyOutcome<C>, mut json: Value, text: &str, out: &Path) -> Answer {
+    json["out"] = json!(out);
+    json["failed"] = outcome
+        .failed
+        .iter()
+        .map(|(cell, reason)| json!({"cell": cell, "reason": reason}))
+        .collect();
+    if let Some(signal) = outcome.stopped.then(signals::received).flatten() {
+        return Answer {
+            exit_code: 128 + signal as u8,
+            json,
+            text: format!("{text}\nstopped; the same command goes on with what is missing"),
+        };
+    }
+    Answer {
+        exit_code: u8::from(!outcome.failed.is_empty()),
+        json,
+        text: format!("{text}\nreport: {}", out.join("report.html").display()),
     }
 }
 
@@ -129,4 +165,21 @@ fn cells_json(cells: &[Cell]) -> Value {
         })
     });
     json!({"cells": scores.collect::<Vec<_>>()})
+}
+
+fn detectors_json(cells: &[DetectionCell]) -> Value {
+    let cells = cells.iter().map(|cell| {
+        json!({
+            "method": cell.method,
+            "encoder": cell.encoder,
+            "seed": cell.seed,
+            "protocol": "detection",
+            "labels": 1.0,
+            "ap": cell.val.ap,
+            "ap50": cell.val.ap50,
+            "ap75": cell.val.ap75,
+            "test": cell.test,
+        })
+    });
+    json!({"cells": cells.collect::<Vec<_>>()})
 }

@@ -14,6 +14,7 @@ use crate::detect::{DenoisingConfig, HeadConfig, LossConfig, Origin, ViewConfig}
 use crate::encoder::EncoderSpec;
 use crate::error::{Error, Result};
 use crate::train::{CONFIG_FILE, OptimConfig, RunConfig, RunFolder};
+use crate::weights::{ImageForm, Weights};
 
 /// Image pixels a position of the map that a head reads, where nothing says otherwise.
 const STRIDE: usize = 8;
@@ -123,6 +124,28 @@ impl DetectorConfig {
         let mut config: Self = read_table(layered::<Self>("", layer, settings, &Base::choices())?)?;
         config.resolve()?;
         Ok(config)
+    }
+
+    /// An encoder's weights, by a name that [`Weights::open`] knows, and the settings of a detector that follow from them.
+    pub fn settings_of_weights(name: &str) -> Result<(Weights, Vec<(String, String)>)> {
+        // Untrained weights are only asked for their form: training draws its own.
+        let blank = ImageForm {
+            size: ImageSize::square(64),
+            channels: 3,
+            stride: 0,
+        };
+        let weights = Weights::open(name, 0, blank)?;
+        let mut settings = vec![
+            ("encoder.name".into(), weights.metadata.encoder.clone()),
+            (
+                "data.channels".into(),
+                weights.metadata.mean.len().to_string(),
+            ),
+        ];
+        if weights.metadata.method != "none" {
+            settings.push(("encoder.init".into(), name.to_owned()));
+        }
+        Ok((weights, settings))
     }
 
     /// That of a run, which must be a detector's.

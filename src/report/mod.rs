@@ -1,6 +1,7 @@
 //! `report.html`: one self-contained page that opens offline.
 
 mod detection;
+mod detection_study;
 mod invariance;
 mod pictures;
 mod plots;
@@ -23,6 +24,7 @@ use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
 
 pub use detection::{DetectionReport, write_detection_report};
+pub use detection_study::write_detection_comparison;
 pub use invariance::write_invariance;
 use pictures::{Block, Pictures};
 pub use study::write_comparison;

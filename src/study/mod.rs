@@ -1,5 +1,7 @@
-//! Methods × encoders × seeds × protocols as one table that can be gone on with.
+//! Methods × encoders × seeds × protocols, or weights × seeds of detectors, as one table that can be gone on with.
 
+mod detection;
+mod detection_table;
 mod plan;
 mod run;
 mod table;
@@ -14,6 +16,13 @@ use crate::data::ImageSize;
 use crate::error::{Error, Result};
 use crate::probe::Protocol;
 
+pub use detection::{
+    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionStudy, Figures,
+    is_detection,
+};
+pub use detection_table::{
+    DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
+};
 pub use plan::{Plan, PlannedCell};
 pub use run::{Study, StudyOutcome, cells_of_runs};
 pub(crate) use table::title;
@@ -92,15 +101,7 @@ impl StudyFile {
     }
 
     fn check(&self) -> Result<(), String> {
-        match (self.epochs, self.minutes) {
-            (None, None) => return Err("needs `epochs` or `minutes`".into()),
-            (Some(_), Some(_)) => return Err("has `epochs` and `minutes`; give one".into()),
-            (Some(0), _) => return Err("epochs = 0: at least 1".into()),
-            (_, Some(minutes)) if !(minutes > 0.0 && minutes.is_finite()) => {
-                return Err(format!("minutes = {minutes}: a number above 0"));
-            }
-            _ => {}
-        }
+        check_length(self.epochs, self.minutes)?;
         for (key, empty) in [
             ("encoders", self.encoders.is_empty()),
             ("methods", self.methods.is_empty()),
@@ -141,6 +142,19 @@ impl StudyFile {
             ));
         }
         Ok(())
+    }
+}
+
+/// Whether a study says how long training is, in one way.
+fn check_length(epochs: Option<usize>, minutes: Option<f64>) -> Result<(), String> {
+    match (epochs, minutes) {
+        (None, None) => Err("needs `epochs` or `minutes`".into()),
+        (Some(_), Some(_)) => Err("has `epochs` and `minutes`; give one".into()),
+        (Some(0), _) => Err("epochs = 0: at least 1".into()),
+        (_, Some(minutes)) if !(minutes > 0.0 && minutes.is_finite()) => {
+            Err(format!("minutes = {minutes}: a number above 0"))
+        }
+        _ => Ok(()),
     }
 }
 

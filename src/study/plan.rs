@@ -76,29 +76,10 @@ impl StudyFile {
     fn has(&self, method: &str, encoder: &str, seed: u64) -> Result<bool> {
         let mut has = true;
         for name in [method, encoder] {
-            has &= self.is_among(name, "seeds", &self.seeds, &seed)?;
+            has &= is_among(&self.set, name, "seeds", &self.seeds, &seed)?;
         }
         let encoder = encoder.to_owned();
-        Ok(has && self.is_among(method, "encoders", &self.encoders, &encoder)?)
-    }
-
-    /// Whether `[set.NAME]` leaves `wanted` in; what it lists must be of the study's own.
-    fn is_among<T>(&self, name: &str, key: &str, all: &[T], wanted: &T) -> Result<bool>
-    where
-        T: serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
-    {
-        let Some(list) = self.own(name, key) else {
-            return Ok(true);
-        };
-        let chosen: Vec<T> = read(name, key, list)?;
-        match chosen.iter().find(|one| !all.contains(one)) {
-            Some(foreign) => Err(Error::Value {
-                key: format!("set.{name}.{key}"),
-                value: format!("{foreign:?}"),
-                expected: format!("some of the study's {key}, {all:?}"),
-            }),
-            None => Ok(chosen.contains(wanted)),
-        }
+        Ok(has && is_among(&self.set, method, "encoders", &self.encoders, &encoder)?)
     }
 
     fn cell(
@@ -151,7 +132,7 @@ impl StudyFile {
         for name in [encoder, method] {
             if let Some(Value::Table(table)) = self.set.get(name) {
                 let mut own = Vec::new();
-                flatten(table, "", &mut own);
+                flatten(table, "", &OWN_KEYS, &mut own);
                 for (key, _) in &own {
                     let of_study = ["seed", "encoder.name", "data.path", "method"]
                         .contains(&&**key)
@@ -204,13 +185,32 @@ fn read<T: serde::de::DeserializeOwned>(name: &str, key: &str, value: &Value) ->
     })
 }
 
-/// Nested tables to pairs of dotted key and value.
-fn flatten(table: &Table, prefix: &str, into: &mut Vec<(String, String)>) {
+/// Whether `[set.NAME]` leaves `wanted` in; what it lists must be of the study's own.
+pub(super) fn is_among<T>(set: &Table, name: &str, key: &str, all: &[T], wanted: &T) -> Result<bool>
+where
+    T: serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let Some(list) = set.get(name).and_then(|own| own.get(key)) else {
+        return Ok(true);
+    };
+    let chosen: Vec<T> = read(name, key, list)?;
+    match chosen.iter().find(|one| !all.contains(one)) {
+        Some(foreign) => Err(Error::Value {
+            key: format!("set.{name}.{key}"),
+            value: format!("{foreign:?}"),
+            expected: format!("some of the study's {key}, {all:?}"),
+        }),
+        None => Ok(chosen.contains(wanted)),
+    }
+}
+
+/// Nested tables to pairs of dotted key and value, without the keys in `own`, which are no settings.
+pub(super) fn flatten(table: &Table, prefix: &str, own: &[&str], into: &mut Vec<(String, String)>) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value {
-            _ if OWN_KEYS.contains(&key.as_str()) => {}
-            Value::Table(inner) => flatten(inner, &format!("{key}."), into),
+            _ if own.contains(&key.as_str()) => {}
+            Value::Table(inner) => flatten(inner, &format!("{key}."), own, into),
             Value::String(text) => into.push((key, text.clone())),
             other => into.push((key, other.to_string())),
         }

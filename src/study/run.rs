@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use toml::Table;
 
@@ -14,6 +15,7 @@ use crate::bench::{BenchConfig, Work, bench};
 use crate::config::Config;
 use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
+use crate::observe::Observer;
 use crate::pretrain::{self, suited};
 use crate::probe::{
     FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data,
@@ -24,10 +26,10 @@ use crate::train::{
 use crate::weights::Weights;
 
 /// Finished cells, one JSON file each; small enough to be kept with the results of a study.
-const CELLS: &str = "cells";
+pub(super) const CELLS: &str = "cells";
 /// Run folders.
-const RUNS: &str = "runs";
-/// Images a second of each method, measured once.
+pub(super) const RUNS: &str = "runs";
+/// Images a second of a training step, measured once.
 const PACE: &str = "pace.json";
 /// Steps from which it is measured.
 const PACE_STEPS: usize = 30;
@@ -36,7 +38,7 @@ const FINETUNE_EPOCHS: usize = 15;
 const PRE_TRAINED_ON: &str = "fingerprint of the images pre-trained on";
 const REMEDY: &str = "choose another --out, or delete the cell's file and run to have it run again";
 /// Keys that say how, not what, a run computes.
-const OF_THE_MACHINE: [&str; 10] = [
+pub(super) const OF_THE_MACHINE: [&str; 10] = [
     "threads",
     "device",
     "kernels",
@@ -71,10 +73,9 @@ pub struct Study<'a> {
 }
 
 /// How a study stands.
-#[derive(Default)]
-pub struct StudyOutcome {
+pub struct StudyOutcome<C = Cell> {
     /// Cells with the scores they have so far, in the study's order.
-    pub cells: Vec<Cell>,
+    pub cells: Vec<C>,
     /// Cells that failed: name and reason.
     pub failed: Vec<(String, String)>,
     /// Whether it was stopped before its end.
@@ -89,19 +90,8 @@ impl<'a> Study<'a> {
         out: &Path,
         around: &'a Surroundings<'a>,
     ) -> Result<Self> {
-        for path in [&file.data, &file.val] {
-            let text = path.to_string_lossy();
-            if !(text.is_empty()
-                || text.starts_with("builtin:")
-                || text.contains('{')
-                || path.exists())
-            {
-                return Err(Error::Refused(format!(
-                    "{}: no such file or folder; check `data` and `val` of the study",
-                    path.display()
-                )));
-            }
-        }
+        check_path("data", &file.data)?;
+        check_path("val", &file.val)?;
         Ok(Self {
             plan: Plan::new(file, common)?,
             file,
@@ -134,10 +124,7 @@ impl<'a> Study<'a> {
 
     /// Runs what is missing. A cell that fails does not keep the others from being run. After each cell `progress` is told
     /// how the study stands.
-    pub fn run(
-        &self,
-        mut progress: impl FnMut(&StudyOutcome) -> Result<()>,
-    ) -> Result<StudyOutcome> {
+    pub fn run(&self, progress: impl FnMut(&StudyOutcome) -> Result<()>) -> Result<StudyOutcome> {
         for folder in [CELLS, RUNS] {
             create_folder(&self.folder.file(folder))?;
         }
@@ -146,29 +133,14 @@ impl<'a> Study<'a> {
         for planned in &self.plan.cells {
             self.check_kept(planned)?;
         }
-        let mut outcome = StudyOutcome::default();
-        let count = self.plan.cells.len();
-        for (i, planned) in self.plan.cells.iter().enumerate() {
-            let name = planned.name();
-            if outcome.stopped {
-                outcome.cells.extend(self.kept(planned)?);
-                continue;
-            }
-            let observer = self.around.observer;
-            observer.note(&format!("cell {} of {count}: {name}", i + 1));
-            let result = self.cell(planned);
-            outcome.cells.extend(self.kept(planned)?);
-            match result {
-                Ok(()) => {}
-                Err(Error::Stopped) => outcome.stopped = true,
-                Err(error) => {
-                    observer.note(&format!("{name} failed: {error}"));
-                    outcome.failed.push((name, error.to_string()));
-                }
-            }
-            progress(&outcome)?;
-        }
-        Ok(outcome)
+        in_turn(
+            &self.plan.cells,
+            self.around.observer,
+            PlannedCell::name,
+            |planned| self.cell(planned),
+            |planned| self.kept(planned),
+            progress,
+        )
     }
 
     fn cell_file(&self, planned: &PlannedCell) -> PathBuf {
@@ -182,14 +154,9 @@ impl<'a> Study<'a> {
 
     /// What is known of a cell, with the scores that the study asks for.
     fn kept(&self, planned: &PlannedCell) -> Result<Option<Cell>> {
-        let path = self.cell_file(planned);
-        let Ok(bytes) = std::fs::read(&path) else {
+        let Some(mut cell) = read_kept::<Cell>(&self.cell_file(planned))? else {
             return Ok(None);
         };
-        let mut cell: Cell = serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
-            path,
-            message: format!("is no cell of a study ({error}); delete it to have it run again"),
-        })?;
         let is_asked = |score: &Score| {
             let same = |task: &Task| task.protocol == score.protocol && task.labels == score.labels;
             planned.tasks.iter().any(same)
@@ -200,36 +167,25 @@ impl<'a> Study<'a> {
 
     /// Refuses a cell or a run that was made with other settings than the study now asks for.
     fn check_kept(&self, planned: &PlannedCell) -> Result<()> {
+        let name = planned.name();
+        let defaults = Config::default().to_toml();
         if let Some(cell) = self.kept(planned)? {
-            let expected = self.given(&planned.config)?;
-            let differs = |key: &str, found: &dyn Debug, expected: &dyn Debug| {
-                Err(Error::Refused(format!(
-                    "cell {}: it was made with {key} {found:?}, the study now has {expected:?}; {REMEDY}",
-                    planned.name()
-                )))
-            };
-            if cell.given.data != expected.data {
-                return differs("data of fingerprint", &cell.given.data, &expected.data);
-            }
-            if cell.given.val != expected.val {
-                return differs("val of fingerprint", &cell.given.val, &expected.val);
-            }
-            if cell.given.minutes != expected.minutes && !planned.untrained {
-                return differs("minutes", &cell.given.minutes, &expected.minutes);
+            let (found, expected) = (&cell.given, self.given(&planned.config)?);
+            check_equal(&name, "data of fingerprint", &found.data, &expected.data)?;
+            check_equal(&name, "val of fingerprint", &found.val, &expected.val)?;
+            if !planned.untrained {
+                check_equal(&name, "minutes", &found.minutes, &expected.minutes)?;
             }
             let expected = self.with_epochs(planned, cell.epochs)?;
             let expected = describe(&expected, planned.untrained);
-            check_same(planned, &cell.config, &expected)?;
+            check_same(&name, &cell.config, &expected, &defaults)?;
         }
         let run = self.run_folder(planned);
         if run.file(CONFIG_FILE).is_file() {
             let begun = pretrain::resumed_config(&run, None)?;
             let expected = self.with_epochs(planned, begun.optim.epochs)?;
-            check_same(
-                planned,
-                &describe(&begun, false),
-                &describe(&expected, false),
-            )?;
+            let [begun, expected] = [&begun, &expected].map(|config| describe(config, false));
+            check_same(&name, &begun, &expected, &defaults)?;
         }
         Ok(())
     }
@@ -345,12 +301,8 @@ impl<'a> Study<'a> {
             return Ok(pretrain::resumed_config(&run, None)?.optim.epochs);
         }
         let (pace, images) = self.pace(planned)?;
-        let epochs = (minutes * 60.0 * pace / images as f64).round().max(1.0);
-        self.around.observer.note(&format!(
-            "{}: {pace:.0} images/s, so {minutes} minutes are {epochs} epochs",
-            planned.name()
-        ));
-        Ok(epochs as usize)
+        let observer = self.around.observer;
+        Ok(epochs_in(minutes, pace, images, &planned.name(), observer))
     }
 
     /// The configuration of a cell of so many epochs, where the study counts minutes; else as the study has it.
@@ -367,14 +319,6 @@ impl<'a> Study<'a> {
     /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the training
     /// images.
     fn pace(&self, planned: &PlannedCell) -> Result<(f64, usize)> {
-        let path = self.folder.file(PACE);
-        let mut known: BTreeMap<String, f64> = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
-                path: path.clone(),
-                message: format!("is damaged ({error}); delete it"),
-            })?,
-            Err(_) => BTreeMap::new(),
-        };
         let observer = self.around.observer;
         let dataset = self.dataset(&planned.config, &self.file.data)?;
         let config = suited(&planned.config, &dataset)?;
@@ -382,21 +326,15 @@ impl<'a> Study<'a> {
         seedless.seed = 0;
         let hash = blake3::hash(describe(&seedless, false).as_bytes()).to_hex();
         let key = format!("{} {}", planned.kind(), &hash[..8]);
-        let images = dataset.train.len();
-        if let Some(&pace) = known.get(&key) {
-            return Ok((pace, images));
-        }
         let timing = BenchConfig {
             work: Work::Pretrain,
             steps: PACE_STEPS,
             one_batch: false,
             keep_step: None,
         };
-        let pace = bench(&config, &dataset, &timing, observer)?.mean;
-        known.insert(key, pace);
-        let text = serde_json::to_vec_pretty(&known).expect("a map is valid JSON");
-        write_durably(&path, &text)?;
-        Ok((pace, images))
+        let measure = || Ok(bench(&config, &dataset, &timing, observer)?.mean);
+        let pace = known_pace(&self.folder, key, measure)?;
+        Ok((pace, dataset.train.len()))
     }
 
     fn val(&self, config: &Config) -> Result<Option<Rc<Dataset>>> {
@@ -483,6 +421,102 @@ impl<'a> Study<'a> {
     }
 }
 
+/// Runs cells one after the other until it is stopped. One that fails does not keep the others from being run. After each
+/// `progress` is told how the study stands.
+pub(super) fn in_turn<P, C>(
+    planned: &[P],
+    observer: &dyn Observer,
+    name: impl Fn(&P) -> String,
+    run: impl Fn(&P) -> Result<()>,
+    kept: impl Fn(&P) -> Result<Option<C>>,
+    mut progress: impl FnMut(&StudyOutcome<C>) -> Result<()>,
+) -> Result<StudyOutcome<C>> {
+    let mut outcome = StudyOutcome {
+        cells: Vec::new(),
+        failed: Vec::new(),
+        stopped: false,
+    };
+    for (i, cell) in planned.iter().enumerate() {
+        if outcome.stopped {
+            outcome.cells.extend(kept(cell)?);
+            continue;
+        }
+        let name = name(cell);
+        observer.note(&format!("cell {} of {}: {name}", i + 1, planned.len()));
+        let result = run(cell);
+        outcome.cells.extend(kept(cell)?);
+        match result {
+            Ok(()) => {}
+            Err(Error::Stopped) => outcome.stopped = true,
+            Err(error) => {
+                observer.note(&format!("{name} failed: {error}"));
+                outcome.failed.push((name, error.to_string()));
+            }
+        }
+        progress(&outcome)?;
+    }
+    Ok(outcome)
+}
+
+/// An error that names the key of a study where nothing is at its path.
+pub(super) fn check_path(key: &str, path: &Path) -> Result<()> {
+    let text = path.to_string_lossy();
+    if text.is_empty() || text.starts_with("builtin:") || text.contains('{') || path.exists() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{}: no such file or folder; check `{key}` of the study",
+        path.display()
+    )))
+}
+
+/// What a study has kept in a file; nothing where it has not.
+pub(super) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Ok(bytes) = std::fs::read(path) else {
+        return Ok(None);
+    };
+    let kept = serde_json::from_slice(&bytes).map_err(|error| Error::Foreign {
+        path: path.to_owned(),
+        message: format!(
+            "is nothing that a study wrote ({error}); delete it to have it made again"
+        ),
+    })?;
+    Ok(Some(kept))
+}
+
+/// The images a second that a study knows by this key, else those that are measured, which it then knows.
+pub(super) fn known_pace(
+    study: &RunFolder,
+    key: String,
+    measure: impl FnOnce() -> Result<f64>,
+) -> Result<f64> {
+    let path = study.file(PACE);
+    let mut known: BTreeMap<String, f64> = read_kept(&path)?.unwrap_or_default();
+    if let Some(&pace) = known.get(&key) {
+        return Ok(pace);
+    }
+    let pace = measure()?;
+    known.insert(key, pace);
+    let text = serde_json::to_vec_pretty(&known).expect("a map is valid JSON");
+    write_durably(&path, &text)?;
+    Ok(pace)
+}
+
+/// How many epochs of so many images come closest to so many minutes, at least one.
+pub(super) fn epochs_in(
+    minutes: f64,
+    pace: f64,
+    images: usize,
+    cell: &str,
+    observer: &dyn Observer,
+) -> usize {
+    let epochs = (minutes * 60.0 * pace / images as f64).round().max(1.0);
+    observer.note(&format!(
+        "{cell}: {pace:.0} images/s, so {minutes} minutes are {epochs} epochs"
+    ));
+    epochs as usize
+}
+
 impl From<&ProbeResult> for Score {
     fn from(result: &ProbeResult) -> Self {
         Self {
@@ -497,20 +531,23 @@ impl From<&ProbeResult> for Score {
 }
 
 /// What a run's log says of its course.
-struct Log {
-    minutes: f64,
+pub(super) struct Log {
+    pub minutes: f64,
     loss: Option<f64>,
     curve: Vec<(f64, f64)>,
     ranks: Vec<(f64, f64)>,
+    /// AP of a detector along the way, by minutes.
+    pub aps: Vec<(f64, f64)>,
 }
 
 impl Log {
-    fn of(events: &[Value]) -> Self {
+    pub fn of(events: &[Value]) -> Self {
         let mut log = Self {
             minutes: 0.0,
             loss: None,
             curve: Vec::new(),
             ranks: Vec::new(),
+            aps: Vec::new(),
         };
         let mut losses: (f64, u64) = (0.0, 0);
         for event in events {
@@ -532,6 +569,7 @@ impl Log {
                     let point = |key: &str| Some((log.minutes, event[key].as_f64()?));
                     log.curve.extend(point("knn_top1"));
                     log.ranks.extend(point("effective_rank"));
+                    log.aps.extend(point("ap"));
                     log.loss = (losses.1 > 0).then(|| losses.0 / losses.1 as f64);
                     losses = (0.0, 0);
                 }
@@ -545,9 +583,22 @@ impl Log {
 /// A configuration without what concerns the machine and the watch over a run, and, for untrained networks, without what
 /// concerns training.
 fn describe(config: &Config, untrained: bool) -> String {
-    let mut table = Table::try_from(config).expect("a configuration is valid TOML");
+    let table = Table::try_from(config).expect("a configuration is valid TOML");
     let of_training = OF_TRAINING.iter().filter(|_| untrained);
-    for key in OF_THE_MACHINE.iter().chain(of_training) {
+    // Known only once the images are.
+    let found = ["supervised.classes"];
+    without(
+        table,
+        OF_THE_MACHINE.iter().chain(&found).chain(of_training),
+    )
+}
+
+/// A configuration without these keys, as TOML.
+pub(super) fn without<'a>(
+    mut table: Table,
+    keys: impl Iterator<Item = &'a &'static str>,
+) -> String {
+    for key in keys {
         match key.split_once('.') {
             Some((section, key)) => {
                 let section = table.get_mut(section).and_then(toml::Value::as_table_mut);
@@ -558,21 +609,28 @@ fn describe(config: &Config, untrained: bool) -> String {
             }
         }
     }
-    // Known only once the images are.
-    if let Some(supervised) = table
-        .get_mut("supervised")
-        .and_then(toml::Value::as_table_mut)
-    {
-        supervised.remove("classes");
-    }
     toml::to_string(&table).expect("a table is valid TOML")
 }
 
+/// Refuses a cell that was made with something else than the study now has.
+pub(super) fn check_equal<T: PartialEq + Debug>(
+    cell: &str,
+    key: &str,
+    found: &T,
+    expected: &T,
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "cell {cell}: it was made with {key} {found:?}, the study now has {expected:?}; {REMEDY}"
+    )))
+}
+
 /// Refuses a cell that was run with another configuration than the study now asks for.
-fn check_same(planned: &PlannedCell, found: &str, expected: &str) -> Result<()> {
-    let [found, expected] = [found, expected].map(settings_of);
+pub(super) fn check_same(cell: &str, found: &str, expected: &str, defaults: &str) -> Result<()> {
     // A key that was not there yet had the effect of its default.
-    let defaults = settings_of(&Config::default().to_toml());
+    let [found, expected, defaults] = [found, expected, defaults].map(settings_of);
     let value = |key: &String| found.get(key).or(defaults.get(key));
     let mut different = expected
         .iter()
@@ -581,8 +639,7 @@ fn check_same(planned: &PlannedCell, found: &str, expected: &str) -> Result<()> 
         return Ok(());
     };
     Err(Error::Refused(format!(
-        "cell {}: it was run with {key} = {}, the study now says {expected}; {REMEDY}",
-        planned.name(),
+        "cell {cell}: it was run with {key} = {}, the study now says {expected}; {REMEDY}",
         value(key).map_or("nothing", String::as_str)
     )))
 }

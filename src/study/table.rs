@@ -55,30 +55,17 @@ impl Row {
 
     /// Sample deviation over seeds, where there are two and more.
     pub fn deviation(&self) -> Option<f64> {
-        (self.top1.len() > 1).then(|| variance(&self.top1).sqrt())
+        deviation(&self.top1)
     }
 
     /// `12.3 ± 0.4` or `12.3`.
     pub fn figure(&self) -> String {
-        match self.deviation() {
-            Some(deviation) => format!("{:.1} ± {deviation:.1}", self.mean()),
-            None => format!("{:.1}", self.mean()),
-        }
+        figure(&self.top1)
     }
 
     /// The difference to MoCo-v2: `+1.2 [+0.3, +2.1]` or `+1.2`.
     pub fn difference(&self) -> String {
-        let Some(Interval { difference, margin }) = self.against_moco else {
-            return "–".into();
-        };
-        match margin {
-            None => format!("{difference:+.1}"),
-            Some(margin) => format!(
-                "{difference:+.1} [{:+.1}, {:+.1}]",
-                difference - margin,
-                difference + margin
-            ),
-        }
+        difference(self.against_moco)
     }
 
     /// The share of the labels and the images that have them: `10 % (2500)`.
@@ -154,7 +141,40 @@ fn paper(method: &str, protocol: Protocol, labels: f64) -> Option<&'static str> 
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
+/// `12.3 ± 0.4`, `12.3`, or a dash for nothing.
+pub(super) fn figure(values: &[f64]) -> String {
+    match deviation(values) {
+        Some(deviation) => format!("{:.1} ± {deviation:.1}", mean(values)),
+        None if values.is_empty() => "–".into(),
+        None => format!("{:.1}", mean(values)),
+    }
+}
+
+/// `+1.2 [+0.3, +2.1]`, `+1.2`, or a dash for nothing.
+pub(super) fn difference(found: Option<Interval>) -> String {
+    match found {
+        None => "–".into(),
+        Some(Interval {
+            difference,
+            margin: None,
+        }) => format!("{difference:+.1}"),
+        Some(Interval {
+            difference,
+            margin: Some(margin),
+        }) => format!(
+            "{difference:+.1} [{:+.1}, {:+.1}]",
+            difference - margin,
+            difference + margin
+        ),
+    }
+}
+
+/// Sample deviation, where there are two values and more.
+pub(super) fn deviation(values: &[f64]) -> Option<f64> {
+    (values.len() > 1).then(|| variance(values).sqrt())
+}
+
+pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
@@ -165,7 +185,7 @@ fn variance(values: &[f64]) -> f64 {
 }
 
 /// Difference of two means with Welch's 95 % confidence interval.
-fn interval(own: &[f64], other: &[f64]) -> Interval {
+pub(super) fn interval(own: &[f64], other: &[f64]) -> Interval {
     let spread = |values: &[f64]| values.len() > 1 && variance(values) > 0.0;
     let margin = (spread(own) && spread(other)).then(|| {
         let [a, b] = [own, other].map(|values| variance(values) / values.len() as f64);
@@ -199,7 +219,6 @@ pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
         "| encoder | protocol | labels (images) | method | top-1, % | seeds | difference to MoCo-v2 | epochs | minutes | paper |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let plain = |field: String| field.replace('|', "\\|");
     for row in rows {
         let _ = writeln!(
             text,
@@ -207,7 +226,7 @@ pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
             row.encoder,
             row.protocol.name(),
             row.share(),
-            plain(row.title()),
+            plain(&row.title()),
             row.figure(),
             row.top1.len(),
             row.difference(),
@@ -218,10 +237,30 @@ pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
     }
     text += "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. Paper: ImageNet-1K, \
              a Mobile-Former of 5.8 M parameters.\n";
-    for (cell, reason) in failed {
-        let _ = writeln!(text, "\nFailed: {cell}: {reason}");
-    }
-    text
+    text + &failures(failed)
+}
+
+/// What failed, a paragraph each.
+pub(super) fn failures(failed: &[(String, String)]) -> String {
+    let failed = failed.iter();
+    failed
+        .map(|(cell, reason)| format!("\nFailed: {cell}: {reason}\n"))
+        .collect()
+}
+
+/// A field of a table in Markdown.
+pub(super) fn plain(field: &str) -> String {
+    field.replace('|', "\\|")
+}
+
+/// A field of text in CSV.
+pub(super) fn quoted(field: &str) -> String {
+    format!("\"{}\"", field.replace('"', "\"\""))
+}
+
+/// A number in CSV.
+pub(super) fn or_empty(value: Option<f64>) -> String {
+    value.map_or(String::new(), |value| format!("{value:.4}"))
 }
 
 /// The table as CSV, a line a row, and what failed in lines of cell and reason.
@@ -229,9 +268,7 @@ pub fn to_csv(rows: &[Row], failed: &[(String, String)]) -> String {
     let mut text = String::from(
         "encoder,protocol,labels,images,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,paper,failed\n",
     );
-    let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
     for row in rows {
-        let or_empty = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.4}"));
         let _ = writeln!(
             text,
             "{},{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{},",

@@ -9,6 +9,7 @@ mod command_line;
 mod data;
 mod detect_train;
 mod detection;
+mod detection_study;
 mod detector;
 mod encoders;
 mod images;
