@@ -7,8 +7,8 @@ use qbheat::compute_on;
 use qbheat::config::DetectorConfig;
 use qbheat::data::ImageSize;
 use qbheat::detect::{
-    self, DetectionSet, DetectorOutcome, Evaluation, EvaluationConfig, Origin, PredictConfig, Sets,
-    Trained, baselines, describe, evaluate, find_parts, predict,
+    self, DetectorOutcome, Evaluation, EvaluationConfig, Figures, Origin, PredictConfig, Sets,
+    Trained, evaluate, find_parts, percent, predict,
 };
 use qbheat::error::Result;
 use qbheat::observe::Observer;
@@ -16,7 +16,7 @@ use qbheat::train::{RunFolder, Surroundings};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, Settings, compute_as, signals};
+use super::{Answer, Common, Settings, answer_of_stop, compute_as, json_of_course, signals};
 
 /// Images of `--overfit-one-batch`, its epochs (of 25 steps), and the AP that a sound head reaches on them.
 const OVERFIT_IMAGES: usize = 8;
@@ -57,20 +57,37 @@ impl Detect {
     }
 }
 
+/// Images with boxes.
 #[derive(Args)]
-struct Train {
-    /// The encoder: a run, an encoder.safetensors, untrained:ENCODER, or builtin:mobilenet-tiny-cifar10.
-    weights: String,
+struct Boxes {
     /// COCO's .json, or a .tar or folder that holds it and the images.
     #[arg(long)]
     data: PathBuf,
     /// Folder or .tar of the images, where they do not lie beside the .json.
     #[arg(long)]
     images: Option<PathBuf>,
-    /// A piece of the annotation file's name, where --data holds several [default: train].
+    /// A piece of the annotation file's name, where --data holds several; training takes train where there is one.
     #[arg(long)]
     part: Option<String>,
-    /// The same for the images to score [default: val in --data, else some of the images are held out].
+}
+
+impl Boxes {
+    fn origin(&self) -> Origin {
+        Origin {
+            path: self.data.clone(),
+            images: self.images.clone().unwrap_or_default(),
+            part: self.part.clone().unwrap_or_default(),
+        }
+    }
+}
+
+#[derive(Args)]
+struct Train {
+    /// The encoder: a run, an encoder.safetensors, untrained:ENCODER, or builtin:mobilenet-tiny-cifar10.
+    weights: String,
+    #[command(flatten)]
+    boxes: Boxes,
+    /// Images to score, as --data has them [default: the part val of --data, else some of the images are held out].
     #[arg(long)]
     val: Option<PathBuf>,
     /// Folder or .tar of the images of --val [default: --images].
@@ -131,7 +148,7 @@ impl Train {
             stop: &|| signals::received().is_some(),
         };
         let outcome = detect::start(&config, &sets, &self.out, &around)?;
-        answer_of_detector(&outcome, &config, &sets)
+        Ok(answer_of_detector(&outcome, &config))
     }
 
     fn config(&self) -> Result<DetectorConfig> {
@@ -143,26 +160,22 @@ impl Train {
                 .add("detect.overfit", Some(OVERFIT_IMAGES))
                 .add("optim.epochs", Some(OVERFIT_EPOCHS));
         }
-        let images = self.images.as_ref().map(|path| path.display());
-        let val_images = self.val_images.as_ref().or(self.images.as_ref());
         settings
             .common(&self.common)
-            .add("detect.train.path", Some(self.data.display()))
-            .add("detect.train.images", images)
-            .add("detect.train.part", self.part.as_ref())
-            .add("detect.val.part", self.val_part.as_ref())
             .add("detect.unfreeze", self.unfreeze.then_some(true))
             .add("detect.class_agnostic", self.class_agnostic.then_some(true))
             .add("detect.limit", self.limit)
             .add("image_size", self.image_size.map(ImageSize::to_toml))
             .add("optim.epochs", self.epochs)
             .add("optim.batch_size", self.batch_size);
-        let own_part = self.val_part.as_ref().map(|_| &self.data);
-        if let Some(val) = self.val.as_ref().or(own_part) {
-            settings
-                .add("detect.val.path", Some(val.display()))
-                .add("detect.val.images", val_images.map(|path| path.display()));
-        }
+        let train = self.boxes.origin();
+        let val = train.to_score(
+            self.val.as_deref().unwrap_or(Path::new("")),
+            self.val_images.as_deref().unwrap_or(Path::new("")),
+            self.val_part.as_deref().unwrap_or_default(),
+        );
+        settings.0.extend(train.settings("detect.train"));
+        settings.0.extend(val.settings("detect.val"));
         settings.parsed(&self.settings)?;
         DetectorConfig::load(self.config.as_deref(), settings.pairs())
     }
@@ -172,15 +185,8 @@ impl Train {
 struct Eval {
     /// The run of a detector.
     detector: PathBuf,
-    /// COCO's .json, or a .tar or folder that holds it and the images.
-    #[arg(long)]
-    data: PathBuf,
-    /// Folder or .tar of the images, where they do not lie beside the .json.
-    #[arg(long)]
-    images: Option<PathBuf>,
-    /// A piece of the annotation file's name, where --data holds several.
-    #[arg(long)]
-    part: Option<String>,
+    #[command(flatten)]
+    boxes: Boxes,
     /// Leave out predictions that overlap a more certain one of their class by an IoU above this; early in training there
     /// may be duplicates.
     #[arg(long, value_name = "IOU")]
@@ -191,31 +197,24 @@ struct Eval {
 
 impl Eval {
     fn run(&self, progress: &Progress) -> Result<Answer> {
-        let trained = Trained::open_with(&self.detector, &self.common)?;
-        let origin = Origin {
-            path: self.data.clone(),
-            images: self.images.clone().unwrap_or_default(),
-            part: self.part.clone().unwrap_or_default(),
-        };
-        let set = DetectionSet::open(&origin, &trained.config.data, progress)?;
-        let set = match trained.config.detect.class_agnostic {
-            true => set.class_agnostic(),
-            false => set.with_classes(&trained.classes)?,
-        };
-        progress.note(&describe_set(&set));
+        let trained = open_trained(&self.detector, &self.common)?;
+        let Trained {
+            config, classes, ..
+        } = &trained;
+        let origin = self.boxes.origin();
+        let set = config
+            .detect
+            .open_for(&origin, classes, &config.data, progress)?;
+        progress.note(&set.describe());
         let how = EvaluationConfig {
             suppress: self.suppress,
             ..EvaluationConfig::new(trained.config.image_size)
         };
         let evaluation = evaluate(&trained.detector, &set, &how, progress)?;
-        let json = json!({
-            "detector": self.detector,
-            "steps": trained.steps,
-            "ap": evaluation.score.ap,
-            "ap50": evaluation.score.ap50,
-            "ap75": evaluation.score.ap75,
-            "score": evaluation.score,
-        });
+        let mut json = json!(Figures::from(&evaluation.score));
+        json["detector"] = json!(self.detector);
+        json["steps"] = trained.steps.into();
+        json["score"] = json!(evaluation.score);
         Ok(Answer::done(json, describe_score(&evaluation)))
     }
 }
@@ -242,7 +241,7 @@ struct Predict {
 
 impl Predict {
     fn run(&self, progress: &Progress) -> Result<Answer> {
-        let trained = Trained::open_with(&self.detector, &self.common)?;
+        let trained = open_trained(&self.detector, &self.common)?;
         let how = EvaluationConfig {
             suppress: self.suppress,
             ..EvaluationConfig::new(trained.config.image_size)
@@ -274,61 +273,46 @@ impl Predict {
 }
 
 /// A detector from its run, on the machine that the command asks for.
-trait OpenWith: Sized {
-    fn open_with(run: &Path, common: &Common) -> Result<Self>;
-}
-
-impl OpenWith for Trained {
-    fn open_with(run: &Path, common: &Common) -> Result<Self> {
-        let run = RunFolder::open(run)?;
-        compute_as(&DetectorConfig::of_run(&run)?.base, common)?;
-        Trained::open(&run)
-    }
+fn open_trained(run: &Path, common: &Common) -> Result<Trained> {
+    let run = RunFolder::open(run)?;
+    compute_as(&DetectorConfig::of_run(&run)?.base, common)?;
+    Trained::open(&run)
 }
 
 /// How a detector's training ended, for people and for scripts.
-pub fn answer_of_detector(
-    outcome: &DetectorOutcome,
-    config: &DetectorConfig,
-    sets: &Sets,
-) -> Result<Answer> {
-    let DetectorOutcome { course, evaluation } = outcome;
-    let run = course.run.display();
-    let (first, last) = course.losses.unzip();
-    let mut json = json!({
-        "run": course.run,
-        "steps": course.steps,
-        "planned_steps": course.planned,
-        "first_loss": first,
-        "last_loss": last,
-        "images_per_s": course.images_per_s,
-        "bad_images": course.bad_images,
-    });
+pub fn answer_of_detector(outcome: &DetectorOutcome, config: &DetectorConfig) -> Answer {
+    let DetectorOutcome {
+        course,
+        evaluation,
+        floors,
+    } = outcome;
+    let mut json = json_of_course(course);
     let Some(evaluation) = evaluation else {
-        return Ok(super::answer_of_stop(course, json));
+        return answer_of_stop(course, json);
     };
-    let floors = baselines(&sets.train, &sets.val, config.seed)?;
-    let score = &evaluation.score;
-    for (key, figure) in [("ap", score.ap), ("ap50", score.ap50), ("ap75", score.ap75)] {
+    let (run, score) = (course.run.display(), &evaluation.score);
+    let figures = Figures::from(score);
+    for (key, figure) in [
+        ("ap", figures.ap),
+        ("ap50", figures.ap50),
+        ("ap75", figures.ap75),
+    ] {
         json[key] = figure.into();
     }
     json["score"] = json!(score);
-    json["mean_boxes"] = json!({"ap": floors.mean_boxes.ap, "ap50": floors.mean_boxes.ap50});
-    json["chance"] = json!({"ap": floors.chance.ap, "ap50": floors.chance.ap50});
+    json["mean_boxes"] = json!(floors.mean_boxes);
+    json["chance"] = json!(floors.chance);
     let mut text = format!(
-        "finished after {} steps, {:.1} images/s\n{}\nthe mean boxes of the training images have AP {} AP50 {}, random \
-         boxes AP {} AP50 {}",
+        "finished after {} steps, {:.1} images/s\n{}\nmean boxes of the training images: {}; random boxes: {}",
         course.steps,
         course.images_per_s,
         describe_score(evaluation),
-        percent(floors.mean_boxes.ap),
-        percent(floors.mean_boxes.ap50),
-        percent(floors.chance.ap),
-        percent(floors.chance.ap50),
+        floors.mean_boxes,
+        floors.chance,
     );
     if config.detect.overfit == 0 {
         text += &format!("\nnext: qbheat report {run}, qbheat detect predict {run} IMAGE… --out …");
-        return Ok(Answer::done(json, text));
+        return Answer::done(json, text);
     }
     let sound = score.ap.is_some_and(|ap| ap > OVERFIT_AP);
     text += match sound {
@@ -339,24 +323,18 @@ pub fn answer_of_detector(
              --unfreeze, and a low learning rate more steps (--epochs) or a higher optim.learning_rate"
         }
     };
-    Ok(Answer {
+    Answer {
         exit_code: u8::from(!sound),
         json,
         text,
-    })
-}
-
-fn percent(figure: Option<f64>) -> String {
-    figure.map_or_else(|| "–".into(), |figure| format!("{:.1} %", 100.0 * figure))
+    }
 }
 
 fn describe_score(evaluation: &Evaluation) -> String {
     let score = &evaluation.score;
     let mut text = format!(
-        "AP {}, AP50 {}, AP75 {}; small {}, medium {}, large {}",
-        percent(score.ap),
-        percent(score.ap50),
-        percent(score.ap75),
+        "{}; small {}, medium {}, large {}",
+        Figures::from(score),
         percent(score.ap_small),
         percent(score.ap_medium),
         percent(score.ap_large)
@@ -373,22 +351,19 @@ fn describe_score(evaluation: &Evaluation) -> String {
     text
 }
 
-fn describe_set(set: &DetectionSet) -> String {
-    let mut text = format!("{}: {}", set.path().display(), set.summary());
-    if !set.findings.is_empty() {
-        text += &format!("\n{}", describe(&set.findings));
-    }
-    text
-}
-
 /// What is to be known before a training begins.
 pub fn describe_sets(sets: &Sets, overfit: bool) -> String {
-    let mut text = format!("training on {}", describe_set(&sets.train));
+    let mut text = format!("training on {}", sets.train.describe());
     if overfit {
         return text + "\nand scored on the same images: this only shows whether it can learn";
     }
-    text += &format!("\nscored on {}", describe_set(&sets.val));
     let summary = sets.val.summary();
+    text += "\nscored on ";
+    // What was held out of the same file has the same findings.
+    text += &match sets.val.path() == sets.train.path() {
+        true => format!("images held out of it: {summary}"),
+        false => sets.val.describe(),
+    };
     let missing = summary.missing_classes();
     if !missing.is_empty() {
         text += &format!(

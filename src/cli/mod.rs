@@ -282,6 +282,20 @@ fn describe_data(dataset: &Dataset) -> String {
     text
 }
 
+/// What there is to know of any run, for scripts.
+fn json_of_course(outcome: &train::Outcome) -> Value {
+    let (first, last) = outcome.losses.unzip();
+    json!({
+        "run": outcome.run,
+        "steps": outcome.steps,
+        "planned_steps": outcome.planned,
+        "first_loss": first,
+        "last_loss": last,
+        "images_per_s": outcome.images_per_s,
+        "bad_images": outcome.bad_images,
+    })
+}
+
 /// That a run was stopped before its end.
 fn answer_of_stop(outcome: &train::Outcome, json: Value) -> Answer {
     Answer {
@@ -304,16 +318,8 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     } = outcome;
     let run = outcome.run.display();
     let (first, last) = outcome.losses.unzip();
-    let json = json!({
-        "run": outcome.run,
-        "steps": outcome.steps,
-        "planned_steps": outcome.planned,
-        "first_loss": first,
-        "last_loss": last,
-        "trivial_loss": trivial_loss,
-        "images_per_s": outcome.images_per_s,
-        "bad_images": outcome.bad_images,
-    });
+    let mut json = json_of_course(outcome);
+    json["trivial_loss"] = (*trivial_loss).into();
     if outcome.stopped() {
         return answer_of_stop(outcome, json);
     }

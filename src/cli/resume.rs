@@ -61,7 +61,7 @@ impl Resume {
         let overfit = config.detect.overfit > 0;
         around.observer.note(&describe_sets(&sets, overfit));
         let outcome = detect::resume(run, &config, &sets, around)?;
-        answer_of_detector(&outcome, &config, &sets)
+        Ok(answer_of_detector(&outcome, &config))
     }
 
     fn compute_as(&self, config: &Base, observer: &dyn Observer) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::data::{DataConfig, ImageSize};
 use crate::detect::{DenoisingConfig, HeadConfig, LossConfig, Origin, ViewConfig};
 use crate::encoder::EncoderSpec;
 use crate::error::{Error, Result};
-use crate::train::{CONFIG_FILE, OptimConfig, RunConfig, RunFolder};
+use crate::train::{CONFIG_FILE, OptimConfig, RunFolder};
 use crate::weights::{ImageForm, Weights};
 
 /// Image pixels a position of the map that a head reads, where nothing says otherwise.
@@ -90,7 +90,6 @@ impl Default for DetectorConfig {
                     clip_norm: 1.0,
                     ..OptimConfig::default()
                 },
-                run: RunConfig::default(),
                 ..Base::default()
             },
             detect: DetectConfig::default(),

@@ -5,8 +5,10 @@
 //! predictions of a class count. What falls onto crowds is ignored. A figure is nothing where there is no box that it
 //! could be about.
 
+use std::fmt;
+
 use hotcoco::{Annotation, COCO, COCOeval, Category, Dataset, Image, IouType};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::coco::{Class, TrueBox};
 use crate::error::{Error, Result};
@@ -69,6 +71,39 @@ pub struct ClassScore {
     /// Recall and precision at IoU 0.5 for recalls 0.00, 0.01, … as far as they are reached; a precision is the best at
     /// that recall or beyond it.
     pub curve: Vec<[f64; 2]>,
+}
+
+/// The three figures of COCO that count most, from 0 to 1; nothing where there is no box that one could be about.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Mean over IoU thresholds from 0.50 to 0.95.
+    pub ap: Option<f64>,
+    /// At IoU 0.5.
+    pub ap50: Option<f64>,
+    /// At IoU 0.75.
+    pub ap75: Option<f64>,
+}
+
+impl From<&Score> for Figures {
+    fn from(score: &Score) -> Self {
+        Self {
+            ap: score.ap,
+            ap50: score.ap50,
+            ap75: score.ap75,
+        }
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let [ap, ap50, ap75] = [self.ap, self.ap50, self.ap75].map(percent);
+        write!(f, "AP {ap}, AP50 {ap50}, AP75 {ap75}")
+    }
+}
+
+/// A share as people read it.
+pub fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "–".into(), |share| format!("{:.1} %", 100.0 * share))
 }
 
 /// Scores the predictions of each image against its true boxes. `confidence` is the least score of a prediction that

@@ -11,16 +11,16 @@ use embedded_graphics::text::Baseline;
 use embedded_graphics::text::renderer::TextRenderer;
 use image::{Rgb, RgbImage};
 
-/// Told apart by most people with a colour-vision deficiency (Okabe and Ito, 2008); without their black, which dark
-/// pictures hide.
-const PALETTE: [Rgb888; 7] = [
-    Rgb888::new(230, 159, 0),
-    Rgb888::new(86, 180, 233),
-    Rgb888::new(0, 158, 115),
-    Rgb888::new(240, 228, 66),
-    Rgb888::new(0, 114, 178),
-    Rgb888::new(213, 94, 0),
-    Rgb888::new(204, 121, 167),
+/// RGB of classes, over and over. Told apart by most people with a colour-vision deficiency (Okabe and Ito, 2008); without
+/// their black, which dark pictures hide.
+pub const COLOURS: [[u8; 3]; 7] = [
+    [230, 159, 0],
+    [86, 180, 233],
+    [0, 158, 115],
+    [240, 228, 66],
+    [0, 114, 178],
+    [213, 94, 0],
+    [204, 121, 167],
 ];
 const FONTS: [&MonoFont; 4] = [&FONT_6X10, &FONT_7X13, &FONT_9X15, &FONT_10X20];
 /// Lines of text that the longer side of a picture has room for, at most; in small pictures fewer.
@@ -74,7 +74,8 @@ pub fn draw(picture: &mut RgbImage, boxes: &[Labelled]) {
 }
 
 fn colour_of(class: usize) -> Rgb888 {
-    PALETTE[class % PALETTE.len()]
+    let [red, green, blue] = COLOURS[class % COLOURS.len()];
+    Rgb888::new(red, green, blue)
 }
 
 /// Black or white, whichever contrasts more by WCAG's formula.
@@ -150,7 +151,7 @@ mod tests {
     fn drawn(width: u32, height: u32, label: &str, bbox: [f64; 4]) -> RgbImage {
         let mut picture = RgbImage::from_pixel(width, height, GREY);
         let object = Labelled {
-            class: 1 + PALETTE.len(),
+            class: 1 + COLOURS.len(),
             label: label.to_owned(),
             bbox,
         };

@@ -1,5 +1,7 @@
 //! What a detector finds in a set, and what that is worth.
 
+use std::time::Instant;
+
 use burn::tensor::Device;
 
 use super::average_precision::{Prediction, Score, score};
@@ -45,6 +47,8 @@ pub struct Evaluation {
     pub predictions: Vec<Vec<Prediction>>,
     /// Against the true boxes.
     pub score: Score,
+    /// Milliseconds an image takes, from its file to its boxes.
+    pub ms_per_image: f64,
 }
 
 /// Scores a detector, as [`burn::module::Module::valid`] gives it, on all images of `set`.
@@ -57,6 +61,7 @@ pub fn evaluate(
     let device: Device = crate::device();
     let all: Vec<usize> = (0..set.images.len()).collect();
     let mut predictions = Vec::with_capacity(all.len());
+    let begin = Instant::now();
     observer.begin("finding objects", all.len() as u64);
     for indices in all.chunks(BATCH) {
         let batch = DetectionBatch::whole(set, indices, config.image_size)?;
@@ -70,6 +75,11 @@ pub fn evaluate(
         observer.progress(predictions.len() as u64, "");
     }
     observer.end();
+    let ms_per_image = begin.elapsed().as_secs_f64() * 1e3 / all.len() as f64;
     let score = score(&set.boxes(), &set.classes, &predictions, config.confidence)?;
-    Ok(Evaluation { predictions, score })
+    Ok(Evaluation {
+        predictions,
+        score,
+        ms_per_image,
+    })
 }

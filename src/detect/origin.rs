@@ -28,6 +28,35 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// Where the images to score lie that go with those of `self`: at `path`, else in another `part` of it, else nowhere.
+    pub fn to_score(&self, path: &Path, images: &Path, part: &str) -> Self {
+        if path.as_os_str().is_empty() && part.is_empty() {
+            return Self::default();
+        }
+        let or_own = |given: &Path, own: &Path| match given.as_os_str().is_empty() {
+            true => own.to_owned(),
+            false => given.to_owned(),
+        };
+        Self {
+            path: or_own(path, &self.path),
+            images: or_own(images, &self.images),
+            part: part.to_owned(),
+        }
+    }
+
+    /// As settings in `section`; what is empty is left as it is there.
+    pub fn settings(&self, section: &str) -> Vec<(String, String)> {
+        let fields = [
+            ("path", self.path.display().to_string()),
+            ("images", self.images.display().to_string()),
+            ("part", self.part.clone()),
+        ];
+        let given = fields.into_iter().filter(|(_, value)| !value.is_empty());
+        given
+            .map(|(key, value)| (format!("{section}.{key}"), value))
+            .collect()
+    }
+
     /// Names of the annotation files: the JSON file itself, or every `.json` in the `.tar` or folder.
     pub fn annotation_files(&self) -> Result<Vec<String>> {
         if is_json(&self.path) {

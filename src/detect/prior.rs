@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use rand::RngExt;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::average_precision::{Prediction, Score, score};
+use super::average_precision::{Figures, Prediction, Score, score};
 use super::coco::{AnnotatedImage, MOST_BOXES};
 use super::set::DetectionSet;
 use crate::error::Result;
@@ -109,6 +109,24 @@ pub struct Baselines {
     pub chance: Score,
     /// [`MeanBoxes`] of the training images.
     pub mean_boxes: Score,
+}
+
+/// Their figures, as a log has them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Floors {
+    /// Of random boxes.
+    pub chance: Figures,
+    /// Of [`MeanBoxes`].
+    pub mean_boxes: Figures,
+}
+
+impl From<&Baselines> for Floors {
+    fn from(baselines: &Baselines) -> Self {
+        Self {
+            chance: Figures::from(&baselines.chance),
+            mean_boxes: Figures::from(&baselines.mean_boxes),
+        }
+    }
 }
 
 /// Scores of both on `held_out`, which has the classes of `train`.

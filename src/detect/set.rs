@@ -151,7 +151,8 @@ impl DetectionSet {
         Ok((index, picture, passed_over))
     }
 
-    /// The images numbered in `indices` as a set of their own; an error where there is no box on them.
+    /// The images numbered in `indices` as a set of their own, with all findings of the annotation file; an error where
+    /// there is no box on them.
     pub fn part(&self, indices: &[usize]) -> Result<Self> {
         let mut fingerprint = blake3::Hasher::new();
         fingerprint.update(self.fingerprint.as_bytes());
@@ -161,7 +162,7 @@ impl DetectionSet {
         let part = Self {
             images: indices.iter().map(|&i| self.images[i].clone()).collect(),
             classes: self.classes.clone(),
-            findings: Vec::new(),
+            findings: self.findings.clone(),
             path: self.path.clone(),
             pictures: self.pictures.clone(),
             fingerprint: fingerprint.finalize().to_hex().to_string(),
@@ -237,6 +238,15 @@ impl DetectionSet {
         self.classes = classes.to_vec();
         self.findings.sort_by_key(|finding| finding.kind);
         self.with_boxes()
+    }
+
+    /// Where it is, what a person wants to know of it first, and what was wrong, as text.
+    pub fn describe(&self) -> String {
+        let mut text = format!("{}: {}", self.path.display(), self.summary());
+        if !self.findings.is_empty() {
+            text += &format!("\n{}", describe(&self.findings));
+        }
+        text
     }
 
     /// What a person wants to know of it first.

@@ -50,15 +50,6 @@ impl Sets {
         let train = config
             .detect
             .open(&config.detect.train, &config.data, observer)?;
-        let given = !config.detect.val.path.as_os_str().is_empty();
-        let val = if given {
-            let val = config
-                .detect
-                .open(&config.detect.val, &config.data, observer)?;
-            Some(val.with_classes(&train.classes)?)
-        } else {
-            None
-        };
         if config.detect.overfit > 0 {
             let with_boxes = train.images.iter().enumerate();
             let with_boxes = with_boxes.filter(|(_, image)| image.objects().next().is_some());
@@ -72,6 +63,14 @@ impl Sets {
                 val: part,
             });
         }
+        let DetectConfig { val, .. } = &config.detect;
+        let given = !val.path.as_os_str().is_empty();
+        let open = || {
+            config
+                .detect
+                .open_for(val, &train.classes, &config.data, observer)
+        };
+        let val = given.then(open).transpose()?;
         let order = random::permutation(config.seed, Purpose::Split, 0, train.images.len());
         let held_out = match val {
             Some(_) => 0,
@@ -122,6 +121,17 @@ impl Sets {
 }
 
 impl DetectConfig {
+    /// The images at `origin` with these classes, as a detector that knows them has them.
+    pub fn open_for(
+        &self,
+        origin: &Origin,
+        classes: &[Class],
+        data: &DataConfig,
+        observer: &dyn Observer,
+    ) -> Result<DetectionSet> {
+        self.open(origin, data, observer)?.with_classes(classes)
+    }
+
     fn open(
         &self,
         origin: &Origin,

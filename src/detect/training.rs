@@ -7,14 +7,14 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 
-use super::average_precision::{Prediction, Score};
+use super::average_precision::{Figures, Prediction};
 use super::coco::Class;
 use super::denoising::noised;
 use super::detector::{Detector, Shape, in_picture, pixels};
 use super::evaluation::{Evaluation, EvaluationConfig, evaluate};
 use super::loader::{DetectionBatch, DetectionLoader, DetectionLoaderConfig};
 use super::loss::{Terms, losses};
-use super::prior::baselines;
+use super::prior::{Floors, baselines};
 use super::sets::Sets;
 use super::view::{Placement, View, ViewBox};
 use crate::config::DetectorConfig;
@@ -32,6 +32,8 @@ use crate::weights::given_encoder;
 
 /// Names and ids of the classes, in the order of their numbers.
 const CLASSES_FILE: &str = "classes.json";
+/// Kind of the event of what needs no learning.
+const BASELINE: &str = "baseline";
 /// Training images from which the whitening is taken.
 const WHITENED_ON: usize = 1000;
 /// What counts as an epoch of one batch that is seen again and again.
@@ -43,6 +45,8 @@ pub struct DetectorOutcome {
     pub course: Outcome,
     /// Of the images to score, where training came to its end.
     pub evaluation: Option<Evaluation>,
+    /// What needs no learning reaches on them.
+    pub floors: Floors,
 }
 
 /// Trains a detector in a new folder.
@@ -128,12 +132,9 @@ fn begin(
 ) -> Result<DetectorOutcome> {
     let classes = serde_json::to_vec(sets.classes()).expect("classes are valid JSON");
     write_durably(&course.folder().file(CLASSES_FILE), &classes)?;
-    let floors = baselines(&sets.train, &sets.val, config.seed)?;
-    let baseline = json!({
-        "kind": "baseline",
-        "chance": figures(&floors.chance),
-        "mean_boxes": figures(&floors.mean_boxes),
-    });
+    let floors = Floors::from(&baselines(&sets.train, &sets.val, config.seed)?);
+    let mut baseline = json!(floors);
+    baseline["kind"] = BASELINE.into();
     let (model, shape) = fresh(config, given, sets.classes().len())?;
     let order = random::permutation(config.seed, Purpose::Sample, 0, sets.train.images.len());
     let looked_at = &order[..WHITENED_ON.min(order.len())];
@@ -182,6 +183,7 @@ fn go(
     Ok(DetectorOutcome {
         course: outcome,
         evaluation,
+        floors: logged_floors(course.folder())?,
     })
 }
 
@@ -227,9 +229,14 @@ fn loader(config: &DetectorConfig, sets: &Sets, first_step: u64) -> DetectionLoa
     DetectionLoader::new(&sets.train, &all, &loading, first_step)
 }
 
-/// The figures of a score that a log has.
-fn figures(score: &Score) -> Value {
-    json!({"ap": score.ap, "ap50": score.ap50, "ap75": score.ap75})
+fn logged_floors(run: &RunFolder) -> Result<Floors> {
+    let events = run.read_events()?;
+    let baseline = events.into_iter().find(|event| event["kind"] == BASELINE);
+    let floors = serde_json::from_value(baseline.unwrap_or_default());
+    floors.map_err(|error| Error::Foreign {
+        path: run.path().to_owned(),
+        message: format!("its log does not begin with what needs no learning ({error})"),
+    })
 }
 
 /// A training under way.
@@ -238,12 +245,12 @@ struct Training<'a> {
     sets: &'a Sets,
     loader: DetectionLoader,
     observer: &'a dyn Observer,
-    last: Option<Figures>,
+    last: Option<LastLoss>,
     evaluation: Option<Evaluation>,
 }
 
 /// What there is to know of the loss of a step.
-struct Figures {
+struct LastLoss {
     terms: Terms,
     matched: usize,
     objects: usize,
@@ -293,22 +300,12 @@ impl Trainee for Training<'_> {
         }
         let how = EvaluationConfig::new(self.config.image_size);
         let evaluation = evaluate(&model.valid(), &self.sets.val, &how, &Silent)?;
-        let score = &evaluation.score;
-        event["ap"] = score.ap.into();
-        event["ap50"] = score.ap50.into();
-        event["ap75"] = score.ap75.into();
-        let percent = |figure: Option<f64>| {
-            figure.map_or_else(
-                || "none".into(),
-                |figure| format!("{:.1} %", 100.0 * figure),
-            )
-        };
-        self.observer.note(&format!(
-            "after epoch {epoch}: AP {}, AP50 {}, AP75 {}",
-            percent(score.ap),
-            percent(score.ap50),
-            percent(score.ap75)
-        ));
+        let figures = Figures::from(&evaluation.score);
+        event["ap"] = figures.ap.into();
+        event["ap50"] = figures.ap50.into();
+        event["ap75"] = figures.ap75.into();
+        self.observer
+            .note(&format!("after epoch {epoch}: {figures}"));
         self.evaluation = last.then_some(evaluation);
         Ok(())
     }
@@ -329,7 +326,11 @@ impl Trainee for Training<'_> {
     }
 }
 
-fn loss(config: &DetectorConfig, model: &Detector, batch: &DetectionBatch) -> (Tensor<1>, Figures) {
+fn loss(
+    config: &DetectorConfig,
+    model: &Detector,
+    batch: &DetectionBatch,
+) -> (Tensor<1>, LastLoss) {
     let spoilt: Vec<_> = batch
         .indices
         .iter()
@@ -352,7 +353,7 @@ fn loss(config: &DetectorConfig, model: &Detector, batch: &DetectionBatch) -> (T
         config.detect.unfreeze,
     );
     let losses = losses(&groups, &batch.boxes, &spoilt, &config.loss);
-    let figures = Figures {
+    let figures = LastLoss {
         terms: losses.terms,
         matched: losses.matched,
         objects: losses.objects,

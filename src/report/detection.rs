@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{REPORT_FILE, pictures, plots};
 use crate::data::Picture;
-use crate::detect::{Baselines, ClassScore, DetectionSet, Prediction, Score, describe};
+use crate::detect::{Baselines, COLOURS, ClassScore, DetectionSet, Prediction, Score, describe};
 use crate::error::Result;
 use crate::train::{RunFolder, write_durably};
 
@@ -26,12 +26,6 @@ const SHOWN: [usize; 3] = [4, 4, 8];
 const DRAWN: usize = 100;
 /// Pixels of a shown picture's longer side.
 const LONGEST: usize = 480;
-/// Told apart by most people with a colour-vision deficiency (Okabe and Ito, 2008); their black is left out, as pictures
-/// have it.
-const COLOURS: [&str; 7] = [
-    "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
-];
-
 /// What the page of a detector is made of.
 pub struct DetectionReport<'a> {
     /// The run's folder: its log and its configuration.
@@ -57,6 +51,8 @@ pub struct DetectionReport<'a> {
 struct Page<'a> {
     title: String,
     facts: &'a [(&'static str, String)],
+    /// What the images are that it is scored on.
+    scored: &'static str,
     sentence: String,
     figures: Vec<(&'static str, [String; 7])>,
     classes: Vec<ClassRow<'a>>,
@@ -129,7 +125,7 @@ struct Drawn {
     top: f64,
     width: f64,
     height: f64,
-    colour: &'static str,
+    colour: String,
     crowd: bool,
     label: String,
     label_x: f64,
@@ -166,13 +162,18 @@ pub fn write_detection_report(report: &DetectionReport) -> Result<PathBuf> {
     assert_eq!(predictions.len(), images, "predictions of each image");
     assert_eq!(score.images.len(), images, "a score of each image");
     let (groups, unreadable) = groups(report)?;
+    let scored = match train.fingerprint() == held_out.fingerprint() {
+        true => "training",
+        false => "held-out",
+    };
     let page = Page {
         title: run
             .path()
             .file_name()
             .map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned()),
         facts,
-        sentence: sentence(images, score, baselines),
+        scored,
+        sentence: sentence(images, scored, score, baselines),
         figures: vec![
             ("detector", figures(score)),
             (
@@ -192,8 +193,8 @@ pub fn write_detection_report(report: &DetectionReport) -> Result<PathBuf> {
         groups,
         unreadable,
         data: vec![
-            part("Training images", train),
-            part("Held-out images", held_out),
+            part("Images to train on", train),
+            part("Images to score", held_out),
         ],
         config: run.config()?,
     };
@@ -221,7 +222,7 @@ fn figures(score: &Score) -> [String; 7] {
 }
 
 /// The detector beside predictors that look at no picture.
-fn sentence(images: usize, score: &Score, baselines: &Baselines) -> String {
+fn sentence(images: usize, scored: &str, score: &Score, baselines: &Baselines) -> String {
     let Baselines { chance, mean_boxes } = baselines;
     let verdict = match (is_above(score, mean_boxes), is_above(score, chance)) {
         (true, true) => "It is above both, so it has learnt something of what it sees.",
@@ -238,7 +239,7 @@ fn sentence(images: usize, score: &Score, baselines: &Baselines) -> String {
     let boxes: usize = score.classes.iter().map(|class| class.boxes).sum();
     let of = |score: &Score| format!("{} and {}", percent(score.ap), percent(score.ap50));
     format!(
-        "On {images} held-out images with {boxes} boxes, AP and AP50 of the detector are {} %; two predictors that look at \
+        "On {images} {scored} images with {boxes} boxes, AP and AP50 of the detector are {} %; two predictors that look at \
          no picture have {} % (mean boxes of the training images) and {} % (chance). {verdict}",
         of(score),
         of(mean_boxes),
@@ -385,7 +386,7 @@ fn training(events: &[Value]) -> Result<Vec<Plot>> {
         .collect();
     if !watched.is_empty() {
         add(
-            "AP and AP50 on the held-out images along the way.",
+            "AP and AP50 on the images to score along the way.",
             plots::curves(&borrowed(&watched), "epochs", "%")?,
         );
     }
@@ -528,7 +529,7 @@ impl Frame {
             top: short(top),
             width: short(width.max(0.0)),
             height: short(height.max(0.0)),
-            colour: COLOURS[class % COLOURS.len()],
+            colour: hex(COLOURS[class % COLOURS.len()]),
             crowd,
             label,
             label_x: short(label_x),
@@ -536,6 +537,10 @@ impl Frame {
             anchor,
         }
     }
+}
+
+fn hex([red, green, blue]: [u8; 3]) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
 /// Hundredths of a pixel are enough.
@@ -625,7 +630,7 @@ mod tests {
                 chance: chance.clone(),
                 mean_boxes: mean_boxes.clone(),
             };
-            sentence(1, detector, &baselines)
+            sentence(1, "held-out", detector, &baselines)
         };
         let learnt = verdict(&good, &bad, &bad);
         assert!(learnt.contains("are 100.0 and 100.0 %"), "{learnt}");
@@ -646,7 +651,10 @@ mod tests {
         let place = |bbox| frame.place(bbox, 8, false, "cell".into());
         let corner = place([-5.0, -5.0, 20.0, 20.0]);
         assert_eq!((corner.label_x, corner.label_y), (0.0, frame.font));
-        assert_eq!((corner.anchor, corner.colour), ("start", COLOURS[1]));
+        assert_eq!(
+            (corner.anchor, corner.colour.as_str()),
+            ("start", "#56b4e9")
+        );
         let far = place([250.0, 100.0, 20.0, 20.0]);
         assert_eq!((far.label_x, far.anchor), (260.0, "end"));
         assert!(far.label_y < 100.0);

@@ -5,13 +5,13 @@ use std::path::Path;
 use askama::Template;
 
 use super::plots;
+use super::study::write_tables;
 use crate::config::Method;
 use crate::error::Result;
 use crate::study::{
     DetectionCell, DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
     title,
 };
-use crate::train::{create_folder, write_durably};
 
 #[derive(Template)]
 #[template(path = "detection_study.html")]
@@ -31,7 +31,6 @@ pub fn write_detection_comparison(
     title: &str,
     out: &Path,
 ) -> Result<()> {
-    create_folder(out)?;
     let rows = detection_rows(cells);
     let DetectionTable { columns, lines } = DetectionTable::of(&rows);
     let page = Page {
@@ -42,14 +41,8 @@ pub fn write_detection_comparison(
         plots: course_plots(cells)?,
     };
     let html = page.render().map_err(plots::failed)?;
-    for (name, text) in [
-        ("table.md", detection_markdown(&rows, failed)),
-        ("table.csv", detection_csv(&rows, failed)),
-        ("report.html", html),
-    ] {
-        write_durably(&out.join(name), text.as_bytes())?;
-    }
-    Ok(())
+    let markdown = detection_markdown(&rows, failed);
+    write_tables(out, &markdown, &detection_csv(&rows, failed), &html)
 }
 
 fn style(row: &DetectionRow) -> &'static str {

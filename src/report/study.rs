@@ -25,7 +25,6 @@ pub fn write_comparison(
     title: &str,
     out: &Path,
 ) -> Result<()> {
-    create_folder(out)?;
     let rows = rows(cells);
     let page = Page {
         title: title.to_owned(),
@@ -34,9 +33,16 @@ pub fn write_comparison(
         plots: course_plots(cells)?,
     };
     let html = page.render().map_err(plots::failed)?;
+    let (markdown, csv) = (to_markdown(&rows, failed), to_csv(&rows, failed));
+    write_tables(out, &markdown, &csv, &html)
+}
+
+/// Writes a study's table in its three forms.
+pub(super) fn write_tables(out: &Path, markdown: &str, csv: &str, html: &str) -> Result<()> {
+    create_folder(out)?;
     for (name, text) in [
-        ("table.md", to_markdown(&rows, failed)),
-        ("table.csv", to_csv(&rows, failed)),
+        ("table.md", markdown),
+        ("table.csv", csv),
         ("report.html", html),
     ] {
         write_durably(&out.join(name), text.as_bytes())?;

@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::plan::{flatten, is_among};
 use super::run::{
-    CELLS, Log, OF_THE_MACHINE, RUNS, StudyOutcome, check_equal, check_path, check_same, epochs_in,
-    in_turn, known_pace, read_kept, without,
+    CELLS, Log, OF_THE_MACHINE, RUNS, StudyOutcome, begin, check_equal, check_path, check_same,
+    epochs_in, in_turn, known_pace, read_kept, without,
 };
-use super::{check_length, default_seeds, twice};
+use super::{check_length, default_seeds, read_checked, twice};
 use crate::config::{DetectConfig, DetectorConfig, read_toml};
 use crate::data::{DataConfig, ImageSize};
 use crate::detect::{
-    self, DetectionSet, EvaluationConfig, Origin, Score, Sets, Trained, baselines, evaluate,
-    find_parts,
+    self, DetectionSet, Evaluation, EvaluationConfig, Figures, Floors, Origin, Sets, Trained,
+    evaluate, find_parts,
 };
 use crate::error::{Error, Result, nearest};
 use crate::nn::StateDict;
@@ -107,12 +106,7 @@ pub fn is_detection(path: &Path) -> Result<bool> {
 impl DetectionFile {
     /// Reads and checks a study file.
     pub fn read(path: &Path) -> Result<Self> {
-        let file: Self = read_toml(path, "STUDY")?;
-        file.check().map_err(|message| Error::Config {
-            path: path.to_owned(),
-            message,
-        })?;
-        Ok(file)
+        read_checked(path, Self::check)
     }
 
     /// A configuration that says what computes, before anything does.
@@ -230,18 +224,7 @@ impl DetectionFile {
             images: self.images.clone(),
             part: self.part.clone(),
         };
-        let val = match (self.val.as_os_str().is_empty(), self.val_part.is_empty()) {
-            (true, true) => Origin::default(),
-            (true, false) => Origin {
-                part: self.val_part.clone(),
-                ..train.clone()
-            },
-            (false, _) => Origin {
-                path: self.val.clone(),
-                images: self.images.clone(),
-                part: self.val_part.clone(),
-            },
-        };
+        let val = train.to_score(&self.val, Path::new(""), &self.val_part);
         let mut detect = DetectConfig {
             train,
             val,
@@ -330,19 +313,9 @@ impl DetectionFile {
         common: &[(String, String)],
     ) -> Result<Ready> {
         let mut settings = weights.settings.clone();
+        settings.extend(origins.train.settings("detect.train"));
+        settings.extend(origins.val.settings("detect.val"));
         let mut add = |key: &str, value: String| settings.push((key.to_owned(), value));
-        for (section, origin) in [("train", &origins.train), ("val", &origins.val)] {
-            let Origin { path, images, part } = origin;
-            add(
-                &format!("detect.{section}.path"),
-                path.display().to_string(),
-            );
-            add(
-                &format!("detect.{section}.images"),
-                images.display().to_string(),
-            );
-            add(&format!("detect.{section}.part"), part.clone());
-        }
         add("image_size", self.image_size.to_toml());
         add("optim.batch_size", self.batch_size.to_string());
         add("seed", seed.to_string());
@@ -398,27 +371,6 @@ impl Planned {
     }
 }
 
-/// Average precision, from 0 to 1; nothing where there is no box that it could be about.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
-    /// Mean over IoU thresholds from 0.50 to 0.95.
-    pub ap: Option<f64>,
-    /// At IoU 0.5.
-    pub ap50: Option<f64>,
-    /// At IoU 0.75.
-    pub ap75: Option<f64>,
-}
-
-impl From<&Score> for Figures {
-    fn from(score: &Score) -> Self {
-        Self {
-            ap: score.ap,
-            ap50: score.ap50,
-            ap75: score.ap75,
-        }
-    }
-}
-
 /// Average precision of one class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassFigures {
@@ -458,7 +410,7 @@ pub struct DetectionCell {
     pub chance: Figures,
     /// Images trained on and scored.
     pub images: [usize; 2],
-    /// Milliseconds that finding objects takes an image, from files to boxes in batches of 16, with the scoring.
+    /// Milliseconds that finding objects takes an image, from files to boxes in batches of 16.
     pub ms_per_image: f64,
     /// The configuration without what concerns the machine and where things lie, as TOML.
     pub config: String,
@@ -529,10 +481,7 @@ impl<'a> DetectionStudy<'a> {
         &self,
         progress: impl FnMut(&StudyOutcome<DetectionCell>) -> Result<()>,
     ) -> Result<StudyOutcome<DetectionCell>> {
-        for folder in [CELLS, RUNS] {
-            create_folder(&self.folder.file(folder))?;
-        }
-        let _lock = self.folder.lock()?;
+        let _lock = begin(&self.folder)?;
         // What the study no longer fits is found before anything is run.
         for planned in &self.cells {
             self.check_kept(planned)?;
@@ -622,23 +571,28 @@ impl<'a> DetectionStudy<'a> {
             write_durably(&self.given_file(planned), &text)?;
             detect::start(&config, &images.sets, run.path(), self.around)?
         };
-        if outcome.course.stopped() {
+        // One that was stopped has none.
+        let Some(Evaluation {
+            score,
+            ms_per_image,
+            ..
+        }) = outcome.evaluation
+        else {
             return Err(Error::Stopped);
-        }
-        let observer = self.around.observer;
-        let detector = Trained::open(&run)?.detector;
-        let how = EvaluationConfig::new(config.image_size);
-        let Sets { train, val } = &images.sets;
-        let begin = Instant::now();
-        let score = evaluate(&detector, val, &how, observer)?.score;
-        let ms_per_image = begin.elapsed().as_secs_f64() * 1e3 / val.images.len() as f64;
-        let test = match &images.test {
-            Some(set) => Some(Figures::from(
-                &evaluate(&detector, set, &how, observer)?.score,
-            )),
-            None => None,
         };
-        let floors = baselines(train, val, config.seed)?;
+        let score_test = |set: &DetectionSet| -> Result<Figures> {
+            let how = EvaluationConfig::new(config.image_size);
+            let found = evaluate(
+                &Trained::open(&run)?.detector,
+                set,
+                &how,
+                self.around.observer,
+            )?;
+            Ok(Figures::from(&found.score))
+        };
+        let test = images.test.as_ref().map(score_test).transpose()?;
+        let Sets { train, val } = &images.sets;
+        let Floors { mean_boxes, chance } = outcome.floors;
         let log = Log::of(&run.read_events()?);
         let classes = score.classes.iter().map(|class| ClassFigures {
             class: class.class.clone(),
@@ -655,8 +609,8 @@ impl<'a> DetectionStudy<'a> {
             test,
             classes: classes.collect(),
             curve: log.aps,
-            mean_boxes: Figures::from(&floors.mean_boxes),
-            chance: Figures::from(&floors.chance),
+            mean_boxes,
+            chance,
             images: [train.images.len(), val.images.len()],
             ms_per_image,
             config: describe(&config),
@@ -773,18 +727,12 @@ impl<'a> DetectionStudy<'a> {
                     part: self.file.test_part.clone(),
                     ..config.detect.train.clone()
                 };
-                let set = DetectionSet::open(&origin, &config.data, observer)?;
-                Some(match config.detect.class_agnostic {
-                    true => set.class_agnostic(),
-                    false => set.with_classes(sets.classes())?,
-                })
+                let detect = &config.detect;
+                Some(detect.open_for(&origin, sets.classes(), &config.data, observer)?)
             }
         };
         for set in [&*sets.train, &*sets.val].into_iter().chain(&test) {
-            observer.note(&format!("{}: {}", set.path().display(), set.summary()));
-            if !set.findings.is_empty() {
-                observer.note(&detect::describe(&set.findings));
-            }
+            observer.note(&set.describe());
         }
         let images = Rc::new(Opened { key, sets, test });
         *opened = Some(images.clone());

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
+use super::DetectionCell;
 use super::table::{
     Interval, deviation, difference, failures, figure, interval, mean, or_empty, plain, quoted,
     title,
 };
-use super::{DetectionCell, Figures};
 use crate::config::Method;
+use crate::detect::Figures;
 
 /// A line of the table.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -17,8 +18,7 @@ use crate::error::{Error, Result};
 use crate::probe::Protocol;
 
 pub use detection::{
-    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionStudy, Figures,
-    is_detection,
+    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionStudy, is_detection,
 };
 pub use detection_table::{
     DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
@@ -92,12 +92,7 @@ fn default_labels() -> Vec<f64> {
 impl StudyFile {
     /// Reads and checks a study file.
     pub fn read(path: &Path) -> Result<Self> {
-        let file: Self = read_toml(path, "STUDY")?;
-        file.check().map_err(|message| Error::Config {
-            path: path.to_owned(),
-            message,
-        })?;
-        Ok(file)
+        read_checked(path, Self::check)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -143,6 +138,19 @@ impl StudyFile {
         }
         Ok(())
     }
+}
+
+/// A study file that `check` has nothing against.
+fn read_checked<T: DeserializeOwned>(
+    path: &Path,
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<T> {
+    let file: T = read_toml(path, "STUDY")?;
+    check(&file).map_err(|message| Error::Config {
+        path: path.to_owned(),
+        message,
+    })?;
+    Ok(file)
 }
 
 /// Whether a study says how long training is, in one way.

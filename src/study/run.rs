@@ -21,7 +21,8 @@ use crate::probe::{
     FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data,
 };
 use crate::train::{
-    CONFIG_FILE, ENCODER_FILE, INDEX_FILE, RunFolder, Surroundings, create_folder, write_durably,
+    CONFIG_FILE, ENCODER_FILE, INDEX_FILE, RunFolder, RunLock, Surroundings, create_folder,
+    write_durably,
 };
 use crate::weights::Weights;
 
@@ -125,10 +126,7 @@ impl<'a> Study<'a> {
     /// Runs what is missing. A cell that fails does not keep the others from being run. After each cell `progress` is told
     /// how the study stands.
     pub fn run(&self, progress: impl FnMut(&StudyOutcome) -> Result<()>) -> Result<StudyOutcome> {
-        for folder in [CELLS, RUNS] {
-            create_folder(&self.folder.file(folder))?;
-        }
-        let _lock = self.folder.lock()?;
+        let _lock = begin(&self.folder)?;
         // What the study no longer fits is found before anything is run.
         for planned in &self.plan.cells {
             self.check_kept(planned)?;
@@ -419,6 +417,14 @@ impl<'a> Study<'a> {
             result,
         }
     }
+}
+
+/// Makes a study's folders; no other process may write into it while the answer lives.
+pub(super) fn begin(study: &RunFolder) -> Result<RunLock> {
+    for folder in [CELLS, RUNS] {
+        create_folder(&study.file(folder))?;
+    }
+    study.lock()
 }
 
 /// Runs cells one after the other until it is stopped. One that fails does not keep the others from being run. After each
