@@ -189,7 +189,7 @@ struct Eval {
     boxes: Boxes,
     /// Leave out predictions that overlap a more certain one of their class by an IoU above this; early in training there
     /// may be duplicates.
-    #[arg(long, value_name = "IOU")]
+    #[arg(long, value_name = "IOU", value_parser = parse_share)]
     suppress: Option<f64>,
     #[command(flatten)]
     common: Common,
@@ -230,10 +230,10 @@ struct Predict {
     #[arg(long)]
     out: PathBuf,
     /// Least score, from 0 to 1, of what is drawn and written.
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value_t = 0.3, value_parser = parse_share)]
     least_score: f64,
     /// Leave out what overlaps something more certain of its class by an IoU above this.
-    #[arg(long, value_name = "IOU")]
+    #[arg(long, value_name = "IOU", value_parser = parse_share)]
     suppress: Option<f64>,
     #[command(flatten)]
     common: Common,
@@ -272,6 +272,14 @@ impl Predict {
     }
 }
 
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1 is expected".to_owned())
+}
+
 /// A detector from its run, on the machine that the command asks for.
 fn open_trained(run: &Path, common: &Common) -> Result<Trained> {
     let run = RunFolder::open(run)?;
@@ -302,10 +310,13 @@ pub fn answer_of_detector(outcome: &DetectorOutcome, config: &DetectorConfig) ->
     json["score"] = json!(score);
     json["mean_boxes"] = json!(floors.mean_boxes);
     json["chance"] = json!(floors.chance);
+    let pace = match course.losses {
+        Some(_) => format!("{:.1} images/s", course.images_per_s),
+        None => "nothing left to do".to_owned(),
+    };
     let mut text = format!(
-        "finished after {} steps, {:.1} images/s\n{}\nmean boxes of the training images: {}; random boxes: {}",
+        "finished after {} steps, {pace}\n{}\nmean boxes of the training images: {}; random boxes: {}",
         course.steps,
-        course.images_per_s,
         describe_score(evaluation),
         floors.mean_boxes,
         floors.chance,

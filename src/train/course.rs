@@ -31,7 +31,7 @@ pub struct Outcome {
     pub planned: u64,
     /// Loss of the first step that this process took, and of the last.
     pub losses: Option<(f32, f32)>,
-    /// Images a second over the steps that this process took.
+    /// Images a second over the steps that this process took; 0 where it took none.
     pub images_per_s: f64,
     /// Images that became unreadable during the run, so that others stood in for them.
     pub bad_images: usize,
@@ -375,7 +375,10 @@ impl Pace {
     }
 
     fn images_per_s(&self, batch_size: usize) -> f64 {
-        let counted = self.steps.saturating_sub(1).max(1);
+        if self.steps == 0 {
+            return 0.0;
+        }
+        let counted = (self.steps - 1).max(1);
         (counted as usize * batch_size) as f64 / self.times.total().as_secs_f64().max(1e-9)
     }
 

@@ -175,6 +175,7 @@ fn it_is_trained_scored_resumed_shown_and_put_to_use() {
     assert_eq!(scored["score"]["classes"].as_array().unwrap().len(), 3);
     let again = json(&qbheat(&["resume", &run, "--json"]));
     assert_eq!(again["ap"], trained["ap"]);
+    assert_eq!(again["images_per_s"], 0.0);
     let report = json(&qbheat(&["report", &run, "--json"]));
     let page = fs::read_to_string(report["report"].as_str().unwrap()).unwrap();
     assert!(
