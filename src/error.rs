@@ -50,7 +50,10 @@ pub enum Error {
         "optim.batch_size = {batch_size}: the data set has only {images} images to train on; use a smaller batch"
     )]
     BatchTooLarge { batch_size: usize, images: usize },
-    #[error("{}: not a run folder (it has no {missing}); `qbheat pretrain --out {}` makes one", path.display(), path.display())]
+    #[error(
+        "{}: not a run folder (it has no {missing}); `qbheat pretrain` and `qbheat detect train` make one, where --out \
+         says", path.display()
+    )]
     NotARun {
         path: PathBuf,
         missing: &'static str,
@@ -61,7 +64,7 @@ pub enum Error {
     RunBusy { path: PathBuf },
     #[error("{}: the folder is not empty and is no run; choose another --out", path.display())]
     NotEmpty { path: PathBuf },
-    #[error("{}: no checkpoint verifies; start again with `qbheat pretrain`{problems}", path.display())]
+    #[error("{}: no checkpoint verifies; restore one, or begin anew with another --out{problems}", path.display())]
     NoCheckpoint { path: PathBuf, problems: String },
     #[error("{}: {source}", path.display())]
     Weights { path: PathBuf, source: StateError },
@@ -109,6 +112,14 @@ impl Error {
             | Self::NotEmpty { .. }
             | Self::Refused(_) => 2,
             _ => 1,
+        }
+    }
+
+    /// The same with the flag or key by which the path that is missing was given.
+    pub fn called(self, flag: &'static str) -> Self {
+        match self {
+            Self::Missing { path, .. } => Self::Missing { path, flag },
+            other => other,
         }
     }
 

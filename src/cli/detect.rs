@@ -1,27 +1,32 @@
 //! `qbheat detect`
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use qbheat::compute_on;
-use qbheat::config::DetectorConfig;
+use qbheat::config::{Base, DetectConfig, DetectorConfig};
 use qbheat::data::ImageSize;
 use qbheat::detect::{
     self, DetectorOutcome, Evaluation, EvaluationConfig, Figures, Origin, PredictConfig, Sets,
     Trained, evaluate, find_parts, percent, predict,
 };
-use qbheat::error::Result;
+use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::train::{RunFolder, Surroundings};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, Settings, answer_of_stop, compute_as, json_of_course, signals};
+use super::{
+    Answer, Common, Settings, answer_of_stop, compute_as, describe_bad_images, json_of_course,
+    signals,
+};
 
 /// Images of `--overfit-one-batch`, its epochs (of 25 steps), and the AP that a sound head reaches on them.
 const OVERFIT_IMAGES: usize = 8;
 const OVERFIT_EPOCHS: usize = 12;
 const OVERFIT_AP: f64 = 0.9;
+/// Settings that say how the machine computes.
+const OF_THE_MACHINE: [&str; 3] = ["threads", "device", "kernels"];
 
 #[derive(Args)]
 pub struct Detect {
@@ -118,7 +123,7 @@ struct Train {
     #[arg(long)]
     batch_size: Option<usize>,
     /// Only see whether it can learn: 8 images by heart in 300 steps. Exits with 1 where AP stays below 0.9.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["val", "val_part", "limit", "batch_size"])]
     overfit_one_batch: bool,
     /// A TOML file of settings; flags and --set win over it.
     #[arg(long)]
@@ -133,15 +138,13 @@ struct Train {
 impl Train {
     fn run(&self, progress: &Progress) -> Result<Answer> {
         // Weights are opened for their form before there is a configuration, and that settles the device.
-        if let Some(device) = self.common.device {
-            compute_on(device)?;
-        }
+        compute_as(&self.machine()?.base, &self.common)?;
         let mut config = self.config()?;
-        compute_as(&config.base, &self.common)?;
         RunFolder::check_free(&self.out)?;
         find_parts(&mut config.detect)?;
-        let sets = Sets::open(&config, progress)?;
-        progress.note(&describe_sets(&sets, config.detect.overfit > 0));
+        let sets = Sets::open(&config, progress)
+            .map_err(|error| in_flags_of_train(error, &config.detect))?;
+        progress.note(&sets.describe());
         signals::catch();
         let around = Surroundings {
             observer: progress,
@@ -151,9 +154,28 @@ impl Train {
         Ok(answer_of_detector(&outcome, &config))
     }
 
+    /// A configuration that says what computes, before anything does.
+    fn machine(&self) -> Result<DetectorConfig> {
+        // What is wrong with the file is said where the rest of it is read.
+        let file = self.config.as_ref();
+        let file = file.and_then(|path| fs::read_to_string(path).ok());
+        let file: Base = toml::from_str(&file.unwrap_or_default()).unwrap_or_default();
+        let mut settings = Settings::default();
+        settings
+            .add("threads", Some(file.threads))
+            .add("device", Some(file.device))
+            .add("kernels", Some(file.kernels))
+            .parsed(&self.settings)?;
+        settings
+            .0
+            .retain(|(key, _)| OF_THE_MACHINE.contains(&key.as_str()));
+        DetectorConfig::load(None, settings.pairs())
+    }
+
     fn config(&self) -> Result<DetectorConfig> {
         // What the weights were made for comes before what the user wishes.
-        let (_, settings) = DetectorConfig::settings_of_weights(&self.weights)?;
+        let (_, settings) = DetectorConfig::settings_of_weights(&self.weights)
+            .map_err(|error| error.called("WEIGHTS"))?;
         let mut settings = Settings(settings);
         if self.overfit_one_batch {
             settings
@@ -181,6 +203,20 @@ impl Train {
     }
 }
 
+/// An error with the flag by which a path was given to `detect train`: whoever opens images does not know whether they
+/// are those to score.
+fn in_flags_of_train(error: Error, config: &DetectConfig) -> Error {
+    let DetectConfig { train, val, .. } = config;
+    let flag = match &error {
+        Error::Missing { path, .. } if *path == val.path && *path != train.path => "--val",
+        Error::Missing { path, .. } if *path == val.images && *path != train.images => {
+            "--val-images"
+        }
+        _ => return error,
+    };
+    error.called(flag)
+}
+
 #[derive(Args)]
 struct Eval {
     /// The run of a detector.
@@ -197,9 +233,13 @@ struct Eval {
 
 impl Eval {
     fn run(&self, progress: &Progress) -> Result<Answer> {
-        let trained = open_trained(&self.detector, &self.common)?;
+        let trained = open_trained(&self.detector, &self.common, progress)?;
         let Trained {
-            config, classes, ..
+            config,
+            classes,
+            steps,
+            planned,
+            ..
         } = &trained;
         let origin = self.boxes.origin();
         let set = config
@@ -208,14 +248,19 @@ impl Eval {
         progress.note(&set.describe());
         let how = EvaluationConfig {
             suppress: self.suppress,
-            ..EvaluationConfig::new(trained.config.image_size)
+            ..EvaluationConfig::new(config.image_size)
         };
         let evaluation = evaluate(&trained.detector, &set, &how, progress)?;
         let mut json = json!(Figures::from(&evaluation.score));
         json["detector"] = json!(self.detector);
-        json["steps"] = trained.steps.into();
+        json["steps"] = json!(steps);
+        json["planned_steps"] = json!(planned);
         json["score"] = json!(evaluation.score);
-        Ok(Answer::done(json, describe_score(&evaluation)))
+        let text = describe_score(&evaluation);
+        Ok(Answer::done(
+            json,
+            format!("after {steps} of {planned} steps: {text}"),
+        ))
     }
 }
 
@@ -241,23 +286,27 @@ struct Predict {
 
 impl Predict {
     fn run(&self, progress: &Progress) -> Result<Answer> {
-        let trained = open_trained(&self.detector, &self.common)?;
+        let trained = open_trained(&self.detector, &self.common, progress)?;
         let how = EvaluationConfig {
             suppress: self.suppress,
             ..EvaluationConfig::new(trained.config.image_size)
         };
         let config = PredictConfig {
             least_score: self.least_score,
-            most: how.limit,
+        };
+        signals::catch();
+        let around = Surroundings {
+            observer: progress,
+            stop: &|| signals::received().is_some(),
         };
         let found = predict(
-            |picture| Ok(trained.find(picture, &how)),
+            |picture| trained.find(picture, &how),
             &trained.classes,
             &trained.config.data,
             &self.images,
             &self.out,
             &config,
-            progress,
+            &around,
         )?;
         let mut text = format!(
             "{} boxes in {} images: {}",
@@ -268,7 +317,16 @@ impl Predict {
         if !found.unreadable.is_empty() {
             text += &format!("; {} images could not be read", found.unreadable.len());
         }
-        Ok(Answer::done(json!(found), text))
+        let mut exit_code = 0;
+        if found.missing > 0 {
+            text += &format!("; stopped, {} images are missing", found.missing);
+            exit_code = signals::exit_code();
+        }
+        Ok(Answer {
+            exit_code,
+            json: json!(found),
+            text,
+        })
     }
 }
 
@@ -281,10 +339,14 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 /// A detector from its run, on the machine that the command asks for.
-fn open_trained(run: &Path, common: &Common) -> Result<Trained> {
+pub fn open_trained(run: &Path, common: &Common, observer: &dyn Observer) -> Result<Trained> {
     let run = RunFolder::open(run)?;
     compute_as(&DetectorConfig::of_run(&run)?.base, common)?;
-    Trained::open(&run)
+    let trained = Trained::open(&run)?;
+    for note in &trained.notes {
+        observer.note(note);
+    }
+    Ok(trained)
 }
 
 /// How a detector's training ended, for people and for scripts.
@@ -315,8 +377,9 @@ pub fn answer_of_detector(outcome: &DetectorOutcome, config: &DetectorConfig) ->
         None => "nothing left to do".to_owned(),
     };
     let mut text = format!(
-        "finished after {} steps, {pace}\n{}\nmean boxes of the training images: {}; random boxes: {}",
+        "finished after {} steps, {pace}{}\n{}\nmean boxes of the training images: {}; random boxes: {}",
         course.steps,
+        describe_bad_images(course),
         describe_score(evaluation),
         floors.mean_boxes,
         floors.chance,
@@ -357,29 +420,6 @@ fn describe_score(evaluation: &Evaluation) -> String {
             percent(class.ap),
             percent(class.ap50),
             class.boxes
-        );
-    }
-    text
-}
-
-/// What is to be known before a training begins.
-pub fn describe_sets(sets: &Sets, overfit: bool) -> String {
-    let mut text = format!("training on {}", sets.train.describe());
-    if overfit {
-        return text + "\nand scored on the same images: this only shows whether it can learn";
-    }
-    let summary = sets.val.summary();
-    text += "\nscored on ";
-    // What was held out of the same file has the same findings.
-    text += &match sets.val.path() == sets.train.path() {
-        true => format!("images held out of it: {summary}"),
-        false => sets.val.describe(),
-    };
-    let missing = summary.missing_classes();
-    if !missing.is_empty() {
-        text += &format!(
-            "\nof these classes there is no box to score: {}",
-            missing.join(", ")
         );
     }
     text

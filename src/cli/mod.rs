@@ -299,7 +299,7 @@ fn json_of_course(outcome: &train::Outcome) -> Value {
 /// That a run was stopped before its end.
 fn answer_of_stop(outcome: &train::Outcome, json: Value) -> Answer {
     Answer {
-        exit_code: signals::received().map_or(1, |signal| 128 + signal as u8),
+        exit_code: signals::exit_code(),
         json,
         text: format!(
             "stopped after step {} of {}; go on with `qbheat resume {}`",
@@ -307,6 +307,16 @@ fn answer_of_stop(outcome: &train::Outcome, json: Value) -> Answer {
             outcome.planned,
             outcome.run.display()
         ),
+    }
+}
+
+/// That images were replaced during a run, as a line to be added; nothing where none was.
+fn describe_bad_images(outcome: &train::Outcome) -> String {
+    match outcome.bad_images {
+        0 => String::new(),
+        count => {
+            format!("\nbecame unreadable and were replaced: {count} (`qbheat check` lists them)")
+        }
     }
 }
 
@@ -323,12 +333,6 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     if outcome.stopped() {
         return answer_of_stop(outcome, json);
     }
-    let bad_images = match outcome.bad_images {
-        0 => String::new(),
-        count => {
-            format!("\nbecame unreadable and were replaced: {count} (`qbheat check` lists them)")
-        }
-    };
     let loss = match (first, last) {
         (Some(first), Some(last)) => format!(
             "loss {first:.4} to {last:.4} (trivial predictor {trivial_loss:.4}), {:.0} images/s",
@@ -339,8 +343,9 @@ fn answer_of_run(outcome: &Outcome) -> Answer {
     Answer::done(
         json,
         format!(
-            "finished after {} steps: {loss}{bad_images}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
+            "finished after {} steps: {loss}{}\nencoder: {}\nnext: qbheat probe {run} --data …, qbheat report {run}",
             outcome.steps,
+            describe_bad_images(outcome),
             outcome.run.join(train::ENCODER_FILE).display()
         ),
     )

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qbheat::config::{DetectorConfig, is_detector};
+use qbheat::config::is_detector;
 use qbheat::data::Dataset;
-use qbheat::detect::{EvaluationConfig, Sets, Trained, baselines, evaluate};
+use qbheat::detect::{EvaluationConfig, Sets, baselines, evaluate};
 use qbheat::error::Result;
 use qbheat::pretrain::resumed_config;
 use qbheat::report::{DetectionReport, write_detection_report, write_report};
 use qbheat::train::RunFolder;
 use serde_json::json;
 
+use super::detect::open_trained;
 use super::progress::Progress;
 use super::{Answer, Common, compute_as};
 
@@ -42,9 +43,9 @@ impl Report {
     }
 
     fn of_detector(&self, run: &RunFolder, progress: &Progress) -> Result<PathBuf> {
-        compute_as(&DetectorConfig::of_run(run)?.base, &self.common)?;
-        let trained = Trained::open(run)?;
+        let trained = open_trained(run.path(), &self.common, progress)?;
         let sets = Sets::open(&trained.config, progress)?;
+        trained.check_images(&sets)?;
         let how = EvaluationConfig::new(trained.config.image_size);
         let found = evaluate(&trained.detector, &sets.val, &how, progress)?;
         write_detection_report(&DetectionReport {

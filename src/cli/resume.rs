@@ -10,7 +10,7 @@ use qbheat::observe::Observer;
 use qbheat::pretrain;
 use qbheat::train::{RunFolder, Surroundings};
 
-use super::detect::{answer_of_detector, describe_sets};
+use super::detect::answer_of_detector;
 use super::progress::Progress;
 use super::{Answer, Common, answer_of_run, compute_as, describe_data, signals};
 
@@ -58,8 +58,7 @@ impl Resume {
         let config = DetectorConfig::of_run(&run)?;
         self.compute_as(&config, around.observer)?;
         let sets = Sets::open(&config, around.observer)?;
-        let overfit = config.detect.overfit > 0;
-        around.observer.note(&describe_sets(&sets, overfit));
+        around.observer.note(&sets.describe());
         let outcome = detect::resume(run, &config, &sets, around)?;
         Ok(answer_of_detector(&outcome, &config))
     }

@@ -21,6 +21,11 @@ pub fn catch() {
     }
 }
 
+/// What a command exits with that was stopped.
+pub fn exit_code() -> u8 {
+    received().map_or(1, |signal| 128 + signal as u8)
+}
+
 /// The signal that came, if any.
 pub fn received() -> Option<usize> {
     SIGNAL

@@ -11,13 +11,13 @@ use super::base::make_absolute;
 use super::layers::{layered, read_table, read_toml, require};
 use crate::data::{DataConfig, ImageSize};
 use crate::detect::{DenoisingConfig, HeadConfig, LossConfig, Origin, ViewConfig};
-use crate::encoder::EncoderSpec;
+use crate::encoder::{self, EncoderSpec};
 use crate::error::{Error, Result};
 use crate::train::{CONFIG_FILE, OptimConfig, RunFolder};
 use crate::weights::{ImageForm, Weights};
 
-/// Image pixels a position of the map that a head reads, where nothing says otherwise.
-const STRIDE: usize = 8;
+/// Strides of the maps that a head reads, as far as an encoder has them, where nothing says otherwise.
+const STRIDES: [usize; 3] = [8, 16, 32];
 
 /// Everything a detector's training depends on; stored complete as `config.toml` in the run folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,9 @@ pub struct DetectConfig {
     pub class_agnostic: bool,
     /// Trains the encoder too; its batch statistics stay as they are.
     pub unfreeze: bool,
+    /// Image pixels a position of each map that the head reads: powers of two in ascending order, the last one
+    /// `encoder.stride`, which is that of the weights, 8 at least. Where nothing is given, 8, 16 and 32 up to it.
+    pub strides: Vec<usize>,
     /// Learning rate of the encoder, where it is trained, relative to `optim.learning_rate`.
     pub encoder_rate: f64,
     /// Trains on so many images only, always the same and as they are, and scores those: whether a head can learn at
@@ -67,6 +70,7 @@ impl Default for DetectConfig {
             limit: 0,
             class_agnostic: false,
             unfreeze: false,
+            strides: Vec::new(),
             encoder_rate: 0.1,
             overfit: 0,
         }
@@ -141,9 +145,14 @@ impl DetectorConfig {
                 weights.metadata.mean.len().to_string(),
             ),
         ];
-        if weights.metadata.method != "none" {
-            settings.push(("encoder.init".into(), name.to_owned()));
-        }
+        let metadata = &weights.metadata;
+        let (init, own) = match metadata.method.as_str() {
+            "none" => ("", 0),
+            _ => (name, metadata.stride),
+        };
+        let stride = least_stride(encoder::find(&metadata.encoder)?, own);
+        settings.push(("encoder.init".into(), init.to_owned()));
+        settings.push(("encoder.stride".into(), stride.to_string()));
         Ok((weights, settings))
     }
 
@@ -166,10 +175,26 @@ impl DetectorConfig {
 
     fn resolve(&mut self) -> Result<()> {
         let Self { base, detect, .. } = self;
-        base.resolve(|encoder: &EncoderSpec, _| {
-            let fitting = encoder.strides.iter().filter(|&&stride| stride >= STRIDE);
-            *fitting.min().unwrap_or(&encoder.strides[0])
-        })?;
+        base.resolve(|encoder: &EncoderSpec, _| least_stride(encoder, 0))?;
+        let own = base.encoder.stride;
+        require(
+            base.image_size.shorter() >= 2 * own,
+            "image_size",
+            base.image_size,
+            &format!("sides of at least twice encoder.stride = {own}"),
+        )?;
+        if detect.strides.is_empty() {
+            detect.strides = STRIDES.into_iter().filter(|&stride| stride < own).collect();
+            detect.strides.push(own);
+        }
+        require(
+            detect.strides.is_sorted_by(|a, b| a < b)
+                && detect.strides.iter().all(|stride| stride.is_power_of_two())
+                && detect.strides.last() == Some(&own),
+            "detect.strides",
+            format!("{:?}", detect.strides),
+            &format!("powers of two in ascending order, the last one encoder.stride = {own}"),
+        )?;
         for origin in [&mut detect.train, &mut detect.val] {
             make_absolute(&mut origin.path)?;
             make_absolute(&mut origin.images)?;
@@ -185,6 +210,13 @@ impl DetectorConfig {
         self.denoising.check("denoising")?;
         self.view.check("view")
     }
+}
+
+/// The smallest stride of an encoder from the finest of [`STRIDES`] up, and not below the one that its weights know.
+fn least_stride(encoder: &EncoderSpec, known: usize) -> usize {
+    let least = STRIDES[0].max(known);
+    let fitting = encoder.strides.iter().filter(|&&stride| stride >= least);
+    *fitting.min().unwrap_or(&encoder.strides[0])
 }
 
 /// Whether a run trains a detector.

@@ -154,10 +154,19 @@ fn convert(key: &str, old: &Value, new: Value) -> Result<Value> {
             let converted = old.iter().zip(new).map(|(old, new)| convert(key, old, new));
             Ok(Value::Array(converted.collect::<Result<_>>()?))
         }
+        // Of any length; there are none but of whole numbers.
+        (Value::Array(old), Value::Array(new)) if old.is_empty() => {
+            let whole = Value::Integer(0);
+            let converted = new.into_iter().map(|new| convert(key, &whole, new));
+            Ok(Value::Array(converted.collect::<Result<_>>()?))
+        }
         (Value::Array(old), new) => Err(Error::Value {
             key: key.to_owned(),
             value: new.to_string(),
-            expected: format!("a list of {} values", old.len()),
+            expected: match old.len() {
+                0 => "a list of whole numbers".into(),
+                length => format!("a list of {length} values"),
+            },
         }),
         (Value::Integer(_), Value::Integer(number)) if number < 0 => Err(Error::Value {
             key: key.to_owned(),

@@ -102,7 +102,7 @@ impl Pictures {
         Err(Error::data(
             self.source.path(),
             format!(
-                "{} images in a row cannot be read any more, the first is {name} ({reason}); restore them, then go on",
+                "{} images in a row cannot be read, the first is {name} ({reason}); restore them, then go on",
                 passed_over.len(),
             ),
         ))

@@ -68,8 +68,27 @@ enum Store {
 }
 
 impl Source {
-    /// Lists a folder, a `.tar`, shards such as `shard-{000..009}.tar`, or [`BUILTIN`].
+    /// Lists a folder, a `.tar`, shards such as `shard-{000..009}.tar`, or [`BUILTIN`]; refused where no image is there.
     pub fn open(path: &Path) -> Result<Self> {
+        let source = Self::list(path)?;
+        if source.entries.is_empty() {
+            let message = if source.others == 0 {
+                "holds no files; put images into it".to_owned()
+            } else {
+                let extensions: Vec<&str> = EXTENSIONS.iter().map(|(name, _)| *name).collect();
+                format!(
+                    "holds {} files but no image; images end in {}",
+                    source.others,
+                    extensions.join(", ")
+                )
+            };
+            return Err(Error::data(path, message));
+        }
+        Ok(source)
+    }
+
+    /// What [`Self::open`] takes, with images or without.
+    pub fn list(path: &Path) -> Result<Self> {
         let mut source = if path
             .to_str()
             .is_some_and(|text| text.starts_with("builtin:"))
@@ -91,19 +110,6 @@ impl Source {
         } else {
             Self::tars(path)?
         };
-        if source.entries.is_empty() {
-            let message = if source.others == 0 {
-                "holds no files; put images into it".to_owned()
-            } else {
-                let extensions: Vec<&str> = EXTENSIONS.iter().map(|(name, _)| *name).collect();
-                format!(
-                    "holds {} files but no image; images end in {}",
-                    source.others,
-                    extensions.join(", ")
-                )
-            };
-            return Err(Error::data(path, message));
-        }
         for list in [&mut source.entries, &mut source.documents] {
             list.sort_by(|a, b| (&a.name, &a.location).cmp(&(&b.name, &b.location)));
         }

@@ -14,6 +14,7 @@
 //! | no box is left | the file is refused |
 //! | more images missing, unreadable or of another shape than `data.max_bad_share` | the file is refused |
 //! | an image record without id or file name, or there twice | it is left out |
+//! | a file listed under two image ids | it is one image with the boxes of both, equal ones once |
 //! | an image that is missing or cannot be read | it is left out, with its boxes |
 //! | an image of another size than stated, of the same shape | its boxes are scaled |
 //! | … of another shape, for example stated before an EXIF rotation | it is left out, with its boxes |
@@ -100,6 +101,7 @@ pub struct Finding {
 pub enum Kind {
     ImageBroken,
     ImageTwice,
+    ImageUnderTwoIds,
     ImageMissing,
     ImageUnreadable,
     ImageOfAnotherShape,
@@ -122,6 +124,9 @@ impl Kind {
         match self {
             Self::ImageBroken => "image records without id or file name, left out",
             Self::ImageTwice => "image records that are there twice, the second left out",
+            Self::ImageUnderTwoIds => {
+                "files listed under two image ids, taken as one image with the boxes of both"
+            }
             Self::ImageMissing => "images that are missing, left out with their boxes",
             Self::ImageUnreadable => "images that cannot be read, left out with their boxes",
             Self::ImageOfAnotherShape => {
@@ -280,8 +285,6 @@ pub(super) struct Resolved {
     pub classes: Vec<Class>,
     /// Sorted by kind.
     pub findings: Vec<Finding>,
-    /// Listed images that are missing, unreadable or of another shape.
-    pub bad: usize,
 }
 
 /// What is listed under an image id.
@@ -335,15 +338,15 @@ impl Document {
                 findings.push(annotation.finding(place, &images[image].name, fault));
             }
         }
+        join(&listed, &mut images);
         tell_full(&images, &mut findings);
-        let bad = tell_left_out(listed, &mut findings);
+        tell_left_out(listed, &mut findings);
         // Within a kind the order of the file stays.
         findings.sort_by_key(|finding| finding.kind);
         Ok(Resolved {
             images,
             classes,
             findings,
-            bad,
         })
     }
 
@@ -422,6 +425,8 @@ impl Document {
         findings: &mut Vec<Finding>,
     ) -> Result<BTreeMap<u64, Listed>, String> {
         let mut listed: BTreeMap<u64, Listed> = BTreeMap::new();
+        // A picture that were two images could be trained on and held out.
+        let mut of_picture: HashMap<usize, usize> = HashMap::new();
         for (place, (image, found)) in self.images.iter().zip(found).enumerate() {
             let id = whole(&image.id);
             let record = record("image", id, place);
@@ -461,7 +466,7 @@ impl Document {
                     if scale != [1.0; 2] {
                         findings.push(Finding {
                             kind: Kind::ImageOfAnotherSize,
-                            record,
+                            record: record.clone(),
                             file: name.to_owned(),
                             message: format!(
                                 "stated as {}x{}, it is {}x{}",
@@ -469,15 +474,27 @@ impl Document {
                             ),
                         });
                     }
-                    images.push(AnnotatedImage {
-                        id,
-                        name: name.to_owned(),
-                        width: found.width,
-                        height: found.height,
-                        boxes: Vec::new(),
-                        entry: found.entry,
-                    });
-                    Place::Used(images.len() - 1, scale)
+                    let number = *of_picture.entry(found.entry).or_insert(images.len());
+                    match images.get(number) {
+                        Some(first) => findings.push(Finding {
+                            kind: Kind::ImageUnderTwoIds,
+                            record,
+                            file: name.to_owned(),
+                            message: format!(
+                                "it is the file of image {} too; both are one, with equal boxes once",
+                                first.id
+                            ),
+                        }),
+                        None => images.push(AnnotatedImage {
+                            id,
+                            name: name.to_owned(),
+                            width: found.width,
+                            height: found.height,
+                            boxes: Vec::new(),
+                            entry: found.entry,
+                        }),
+                    }
+                    Place::Used(number, scale)
                 }
             };
             let listing = Listed {
@@ -659,6 +676,23 @@ impl Boxes {
     }
 }
 
+/// Leaves the second of equal boxes out of images that are listed under several ids.
+fn join(listed: &BTreeMap<u64, Listed>, images: &mut [AnnotatedImage]) {
+    let mut ids = vec![0; images.len()];
+    for image in listed.values() {
+        if let Place::Used(number, _) = image.place {
+            ids[number] += 1;
+        }
+    }
+    let joined = images.iter_mut().zip(ids).filter(|(_, ids)| *ids > 1);
+    for (image, _) in joined {
+        let mut seen = HashSet::new();
+        image.boxes.retain(|object| {
+            seen.insert((object.class, object.crowd, object.bbox.map(f64::to_bits)))
+        });
+    }
+}
+
 fn tell_full(images: &[AnnotatedImage], findings: &mut Vec<Finding>) {
     let full = images.iter().filter(|image| image.boxes.len() > MOST_BOXES);
     findings.extend(full.map(|image| Finding {
@@ -672,26 +706,27 @@ fn tell_full(images: &[AnnotatedImage], findings: &mut Vec<Finding>) {
     }));
 }
 
-/// How many images are left out.
-fn tell_left_out(listed: BTreeMap<u64, Listed>, findings: &mut Vec<Finding>) -> usize {
-    let mut count = 0;
+fn tell_left_out(listed: BTreeMap<u64, Listed>, findings: &mut Vec<Finding>) {
     for (id, image) in listed {
-        if let Place::LeftOut((kind, reason)) = image.place {
-            count += 1;
-            let boxes = match image.lost {
-                0 => String::new(),
-                1 => "; a box goes with it".to_owned(),
-                lost => format!("; {lost} boxes go with it"),
-            };
-            findings.push(Finding {
-                kind,
-                record: format!("image {id}"),
-                file: image.name,
-                message: format!("{reason}{boxes}"),
-            });
+        if let Place::LeftOut(fault) = image.place {
+            findings.push(left_out(id, image.name, fault, image.lost));
         }
     }
-    count
+}
+
+/// That an image is left out, and so many boxes with it.
+pub(super) fn left_out(id: u64, name: String, (kind, reason): Fault, lost: usize) -> Finding {
+    let boxes = match lost {
+        0 => String::new(),
+        1 => "; a box goes with it".to_owned(),
+        lost => format!("; {lost} boxes go with it"),
+    };
+    Finding {
+        kind,
+        record: format!("image {id}"),
+        file: name,
+        message: format!("{reason}{boxes}"),
+    }
 }
 
 /// A box within an image, and whether it had to be clipped for that by more than a rounding.
@@ -769,8 +804,8 @@ mod tests {
             WHOLE.as_bytes().to_vec(),
             br#"{"images": [], "annotations": [], "categories": []}"#.to_vec(),
         ];
-        let found = Found {
-            entry: 0,
+        let found = |entry: usize| Found {
+            entry,
             width: 64,
             height: 48,
         };
@@ -778,7 +813,8 @@ mod tests {
             let Ok(document) = Document::parse(bytes) else {
                 return;
             };
-            let found = document.images.iter().map(|_| Ok(found)).collect();
+            let images = 0..document.images.len();
+            let found = images.map(|entry| Ok(found(entry))).collect();
             let Ok(Resolved {
                 images, classes, ..
             }) = document.resolve(found)

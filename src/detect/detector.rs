@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::average_precision::Prediction;
 use super::denoising::Noised;
 use super::detections::{Detection, detections, suppress};
-use super::head::{DetectionHead, Group, HeadConfig, Level};
+use super::head::{DetectionHead, Group, HeadConfig, Level, alike, places};
 use super::loader::DetectionBatch;
 use super::view::Placement;
 use crate::encoder::Encoder;
@@ -17,10 +17,14 @@ use crate::probe::{Moments, Whitening};
 /// Encoder, whitening and head.
 #[derive(Module, Debug)]
 pub struct Detector {
-    /// Turns pictures into a map; its batch normalisations use their running statistics.
+    /// Turns pictures into maps; its batch normalisations use their running statistics.
     encoder: Encoder,
-    whitening: FixedWhitening,
+    /// One for each map.
+    whitening: Vec<FixedWhitening>,
     head: DetectionHead,
+    /// Strides of the maps, finest first.
+    #[module(skip)]
+    strides: Vec<usize>,
 }
 
 /// [`Whitening`] as a part of a network that does not learn.
@@ -57,8 +61,8 @@ impl FixedWhitening {
 pub struct Shape {
     /// The head's sizes.
     pub head: HeadConfig,
-    /// Pixels of the frame a position of the map.
-    pub stride: usize,
+    /// The maps that it reads, finest first; the last is the encoder's feature map.
+    pub levels: Vec<Level>,
     /// Kinds of objects.
     pub classes: usize,
     /// Whether the encoder learns.
@@ -68,23 +72,25 @@ pub struct Shape {
 impl Detector {
     /// With a fresh head, on the autodiff device of `init`; the whitening does nothing yet.
     pub fn new(encoder: Encoder, shape: &Shape, init: &mut Init) -> Self {
-        let channels = encoder.channels();
-        let level = Level {
-            channels,
-            stride: shape.stride,
-        };
-        let head = DetectionHead::new(&shape.head, &[level], shape.classes, init);
+        let head = DetectionHead::new(&shape.head, &shape.levels, shape.classes, init);
         let device = init.device().clone().inner();
         Self {
             encoder: match shape.unfreeze {
                 true => use_batch_statistics(encoder, false),
                 false => encoder.valid().no_grad(),
             },
-            whitening: FixedWhitening::of([
-                Tensor::zeros([1, channels], &device),
-                Tensor::eye(channels, &device),
-            ]),
+            whitening: shape
+                .levels
+                .iter()
+                .map(|level| {
+                    FixedWhitening::of([
+                        Tensor::zeros([1, level.channels], &device),
+                        Tensor::eye(level.channels, &device),
+                    ])
+                })
+                .collect(),
             head,
+            strides: shape.levels.iter().map(|level| level.stride).collect(),
         }
     }
 
@@ -92,29 +98,32 @@ impl Detector {
     pub fn whitened_for(
         mut self,
         batches: impl Iterator<Item = Result<DetectionBatch>>,
-        stride: usize,
     ) -> Result<Self> {
         let encoder = self.encoder.valid();
         let device = crate::device();
-        let mut moments: Option<Moments> = None;
+        let mut moments: Vec<Option<Moments>> = self.strides.iter().map(|_| None).collect();
         for batch in batches {
             let batch = batch?;
-            let map = encoder.channels_last(pixels(&batch, &device));
-            let channels = map.dims()[3];
-            for (i, placement) in batch.placements.iter().enumerate() {
-                let [rows, columns] = placement.shown(stride);
-                let shown = map
-                    .clone()
-                    .slice([i..i + 1, 0..rows, 0..columns])
-                    .reshape([rows * columns, channels]);
-                moments
-                    .get_or_insert_with(|| Moments::shifted_by_mean_of(&shown))
-                    .add(shown);
+            let all = pixels(&batch, &device);
+            for (shown, images) in alike(&batch.placements, &self.strides) {
+                let content = content(&all, &batch.placements, &images, &self.strides);
+                let maps = encoder.maps(content, finer(&self.strides)).into_iter();
+                for ((map, [rows, columns]), moments) in maps.zip(shown).zip(&mut moments) {
+                    let [n, _, _, channels] = map.dims();
+                    let features = map
+                        .slice([0..n, 0..rows, 0..columns])
+                        .reshape([n * rows * columns, channels]);
+                    moments
+                        .get_or_insert_with(|| Moments::shifted_by_mean_of(&features))
+                        .add(features);
+                }
             }
         }
-        if let Some(moments) = moments {
-            let whitening: Whitening = moments.whitening();
-            self.whitening = FixedWhitening::of(whitening.tensors(&device));
+        for (fixed, moments) in self.whitening.iter_mut().zip(moments) {
+            if let Some(moments) = moments {
+                let whitening: Whitening = moments.whitening();
+                *fixed = FixedWhitening::of(whitening.tensors(&device));
+            }
         }
         Ok(self)
     }
@@ -138,11 +147,15 @@ impl Detector {
         noised: Option<&[Vec<Noised>]>,
         unfreeze: bool,
     ) -> Vec<Group> {
-        let map = match unfreeze {
-            true => self.features(Tensor::from_inner(pixels)),
-            false => Tensor::from_inner(self.features(pixels)),
+        let maps_of = |images: &[usize]| {
+            let content = content(&pixels, placements, images, &self.strides);
+            if unfreeze {
+                return self.features(Tensor::from_inner(content));
+            }
+            let maps = self.features(content).into_iter();
+            maps.map(Tensor::from_inner).collect()
         };
-        self.head.forward(&[map], placements, noised)
+        self.head.forward_on(maps_of, placements, noised)
     }
 
     /// What is found in pictures `[N, channels, H, W]`, by a network that [`Module::valid`] gave: the `limit` most
@@ -153,15 +166,47 @@ impl Detector {
         placements: &[Placement],
         limit: usize,
     ) -> Vec<Vec<Detection>> {
-        let groups = self
-            .head
-            .forward(&[self.features(pixels)], placements, None);
+        let maps_of =
+            |images: &[usize]| self.features(content(&pixels, placements, images, &self.strides));
+        let groups = self.head.forward_on(maps_of, placements, None);
         detections(&groups, limit)
     }
 
-    fn features(&self, pixels: Tensor<4>) -> Tensor<4> {
-        self.whitening.forward(self.encoder.channels_last(pixels))
+    fn features(&self, pixels: Tensor<4>) -> Vec<Tensor<4>> {
+        let maps = self.encoder.maps(pixels, finer(&self.strides));
+        maps.into_iter()
+            .zip(&self.whitening)
+            .map(|(map, whitening)| whitening.forward(map))
+            .collect()
     }
+}
+
+/// Of a batch's pictures `[N, channels, H, W]` these, which show equally much: as much of their frames as the coarsest
+/// map needs.
+fn content(
+    pixels: &Tensor<4>,
+    placements: &[Placement],
+    images: &[usize],
+    strides: &[usize],
+) -> Tensor<4> {
+    let [all, channels, height, width] = pixels.dims();
+    let own = strides.last().expect("a detector reads a map");
+    let [rows, columns] = placements[images[0]].shown(*own);
+    let chosen = match images.len() == all {
+        true => pixels.clone(),
+        false => pixels.clone().select(0, places(images, &pixels.device())),
+    };
+    chosen.slice([
+        0..images.len(),
+        0..channels,
+        0..(rows * own).min(height),
+        0..(columns * own).min(width),
+    ])
+}
+
+/// All strides but the encoder's own.
+fn finer(strides: &[usize]) -> &[usize] {
+    strides.split_last().map_or(&[], |(_, finer)| finer)
 }
 
 /// The pictures of a batch on `device`.
@@ -196,22 +241,52 @@ mod tests {
     use crate::encoder::{self, Build};
     use crate::nn::values;
 
-    #[test]
-    fn features_that_show_the_pictures_are_whitened_whatever_the_padding() {
+    /// With maps of strides 4 and 8.
+    fn fresh(name: &str) -> Detector {
         let device = crate::device().autodiff();
         let mut init = Init::new(1, &device);
         let build = Build {
             stride: 8,
             inputs: 3,
         };
-        let encoder = encoder::find("mobilenet-tiny").unwrap();
+        let encoder = encoder::find(name).unwrap();
         let encoder = encoder.build(build, &mut init).unwrap();
+        let channels = encoder.map_channels(3, &[4]);
+        let levels = channels.into_iter().zip([4, 8]);
         let shape = Shape {
             head: HeadConfig::default(),
-            stride: 8,
+            levels: levels
+                .map(|(channels, stride)| Level { channels, stride })
+                .collect(),
             classes: 2,
             unfreeze: false,
         };
+        Detector::new(encoder, &shape, &mut init)
+    }
+
+    #[test]
+    fn what_is_found_does_not_depend_on_the_padding_even_where_tokens_see_the_whole_map() {
+        let device = crate::device();
+        let (width, height) = (64, 40);
+        let picture = Picture {
+            width,
+            height,
+            channels: 3,
+            pixels: (0..3 * width * height)
+                .map(|i| (i * 37 % 251) as u8)
+                .collect(),
+        };
+        let frame = ImageSize::square(64);
+        let batch = DetectionBatch::of(vec![(0, View::whole(&picture, &[], frame))]);
+        let detector = fresh("mf-tiny").valid();
+        let as_is = pixels(&batch, &device);
+        let spoilt = as_is.clone().slice_fill([0..1, 0..3, 40..64, 0..64], 5.0);
+        let found = |pixels| detector.detect(pixels, &batch.placements, 10);
+        assert_eq!(found(as_is), found(spoilt));
+    }
+
+    #[test]
+    fn features_that_show_the_pictures_are_whitened_whatever_the_padding() {
         let frame = ImageSize {
             height: 64,
             width: 96,
@@ -229,29 +304,39 @@ mod tests {
             (i as usize, View::whole(&picture, &[], frame))
         });
         let batch = DetectionBatch::of(views.collect());
-        let detector = Detector::new(encoder, &shape, &mut init)
-            .whitened_for(std::iter::once(Ok(batch.clone())), 8)
+        let detector = fresh("mobilenet-tiny")
+            .whitened_for(std::iter::once(Ok(batch.clone())))
             .unwrap()
             .valid();
-        let map = detector.features(pixels(&batch, &crate::device()));
-        let channels = map.dims()[3];
-        let mut rows: Vec<f32> = Vec::new();
-        for (i, placement) in batch.placements.iter().enumerate() {
-            let [h, w] = placement.shown(8);
-            rows.extend(values(map.clone().slice([i..i + 1, 0..h, 0..w])));
-        }
-        let count = (rows.len() / channels) as f32;
-        let mut sums = vec![0.0; channels];
-        let mut squares = vec![0.0; channels];
-        for row in rows.chunks_exact(channels) {
-            for (channel, value) in row.iter().enumerate() {
-                sums[channel] += value / count;
-                squares[channel] += value * value / count;
+        let (mut sums, mut squares, mut counts) = (
+            [const { Vec::new() }; 2],
+            [const { Vec::new() }; 2],
+            [0.0; 2],
+        );
+        for (shown, images) in alike(&batch.placements, &[4, 8]) {
+            let all = pixels(&batch, &crate::device());
+            let maps = detector.features(content(&all, &batch.placements, &images, &[4, 8]));
+            for (level, (map, [h, w])) in maps.into_iter().zip(shown).enumerate() {
+                let [n, _, _, channels] = map.dims();
+                counts[level] += (n * h * w) as f32;
+                sums[level].resize(channels, 0.0);
+                squares[level].resize(channels, 0.0);
+                for row in values(map.slice([0..n, 0..h, 0..w])).chunks_exact(channels) {
+                    for (channel, value) in row.iter().enumerate() {
+                        sums[level][channel] += value;
+                        squares[level][channel] += value * value;
+                    }
+                }
             }
         }
-        assert!(sums.iter().all(|mean: &f32| mean.abs() < 1e-3), "{sums:?}");
-        // Directions of next to no variance are not blown up.
-        assert!(squares.iter().all(|variance: &f32| *variance < 1.01));
-        assert!(squares.iter().filter(|variance| **variance > 0.99).count() > 4);
+        for ((sums, squares), count) in sums.iter().zip(&squares).zip(counts) {
+            assert!(
+                sums.iter().all(|sum: &f32| (sum / count).abs() < 1e-3),
+                "{sums:?}"
+            );
+            // Directions of next to no variance are not blown up.
+            assert!(squares.iter().all(|sum: &f32| sum / count < 1.01));
+            assert!(squares.iter().filter(|&sum| sum / count > 0.99).count() > 4);
+        }
     }
 }

@@ -64,7 +64,7 @@ pub fn evaluate(
     let begin = Instant::now();
     observer.begin("finding objects", all.len() as u64);
     for indices in all.chunks(BATCH) {
-        let batch = DetectionBatch::whole(set, indices, config.image_size)?;
+        let batch = DetectionBatch::exactly(set, indices, config.image_size)?;
         let found = detector.detect(pixels(&batch, &device), &batch.placements, config.limit);
         predictions.extend(
             found

@@ -13,7 +13,8 @@
 //! average precision on its validation images was 0.31 where such sine embeddings gave 0.22 (in PyTorch; 0.32 with the
 //! head as it is here, which `tools/detector.py` has too).
 //!
-//! Padding never enters: maps are cut to what shows the picture, and images whose cuts differ run one after another.
+//! Padding never enters: pictures and maps are cut to what shows something, up to the coarsest stride, and images whose
+//! cuts differ run one after another.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{sigmoid, softmax};
@@ -208,24 +209,30 @@ impl DetectionHead {
         placements: &[Placement],
         noised: Option<&[Vec<Noised>]>,
     ) -> Vec<Group> {
-        let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
-        for (image, placement) in placements.iter().enumerate() {
-            let shown: Vec<[usize; 2]> = self
-                .inputs
-                .iter()
-                .map(|input| placement.shown(input.stride))
-                .collect();
-            match groups.iter_mut().find(|(other, _)| *other == shown) {
-                Some((_, images)) => images.push(image),
-                None => groups.push((shown, vec![image])),
-            }
-        }
-        groups
+        let maps_of = |images: &[usize]| {
+            maps.iter()
+                .map(|map| map.clone().select(0, places(images, &map.device())))
+                .collect()
+        };
+        self.forward_on(maps_of, placements, noised)
+    }
+
+    /// As [`Self::forward`], with the maps of the images that show equally much asked for together; positions beyond
+    /// what they show may be missing.
+    pub(super) fn forward_on(
+        &self,
+        maps_of: impl Fn(&[usize]) -> Vec<Tensor<4>>,
+        placements: &[Placement],
+        noised: Option<&[Vec<Noised>]>,
+    ) -> Vec<Group> {
+        let strides: Vec<usize> = self.inputs.iter().map(|input| input.stride).collect();
+        alike(placements, &strides)
             .into_iter()
             .map(|(shown, images)| {
+                let maps = maps_of(&images);
                 let grid = self.grid(&shown, placements[images[0]].frame, &maps[0].device());
                 let noised = noised.map(|all| images.iter().map(|&i| &all[i][..]).collect());
-                self.group(maps, images, &shown, &grid, noised)
+                self.group(&maps, images, &shown, &grid, noised)
             })
             .collect()
     }
@@ -238,7 +245,7 @@ impl DetectionHead {
         grid: &Grid,
         noised: Option<Vec<&[Noised]>>,
     ) -> Group {
-        let tokens = self.tokens(maps, &images, shown) + self.embed(grid.centres.clone());
+        let tokens = self.tokens(maps, shown) + self.embed(grid.centres.clone());
         let tokens = self
             .encoder
             .iter()
@@ -290,18 +297,14 @@ impl DetectionHead {
     }
 
     /// The tokens of all positions that show the picture, `[n, T, width]`.
-    fn tokens(&self, maps: &[Tensor<4>], images: &[usize], shown: &[[usize; 2]]) -> Tensor<3> {
-        let n = images.len();
-        let chosen: Vec<i32> = images.iter().map(|&image| image as i32).collect();
-        let chosen = Tensor::<1, Int>::from_data(TensorData::new(chosen, [n]), &maps[0].device());
+    fn tokens(&self, maps: &[Tensor<4>], shown: &[[usize; 2]]) -> Tensor<3> {
         let level_tokens = self.level_tokens.val();
         let width = level_tokens.dims()[1];
         let levels = self.inputs.iter().zip(maps).zip(shown).enumerate();
         let tokens = levels.map(|(level, ((input, map), &[rows, columns]))| {
-            let channels = map.dims()[3];
+            let [n, _, _, channels] = map.dims();
             let features = map
                 .clone()
-                .select(0, chosen.clone())
                 .slice_dim(1, 0..rows)
                 .slice_dim(2, 0..columns)
                 .reshape([n, rows * columns, channels]);
@@ -366,6 +369,31 @@ struct Input {
     linear: Linear,
     norm: LayerNorm,
     stride: usize,
+}
+
+/// Of the rows and columns that maps of these strides show, those that occur, and the images that show so much.
+pub(super) fn alike(
+    placements: &[Placement],
+    strides: &[usize],
+) -> Vec<(Vec<[usize; 2]>, Vec<usize>)> {
+    let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
+    for (image, placement) in placements.iter().enumerate() {
+        let shown: Vec<[usize; 2]> = strides
+            .iter()
+            .map(|&stride| placement.shown(stride))
+            .collect();
+        match groups.iter_mut().find(|(other, _)| *other == shown) {
+            Some((_, images)) => images.push(image),
+            None => groups.push((shown, vec![image])),
+        }
+    }
+    groups
+}
+
+/// For [`Tensor::select`].
+pub(super) fn places(images: &[usize], device: &Device) -> Tensor<1, Int> {
+    let chosen: Vec<i32> = images.iter().map(|&image| image as i32).collect();
+    Tensor::from_data(TensorData::new(chosen, [images.len()]), device)
 }
 
 /// Where the tokens of a group are.

@@ -1,10 +1,13 @@
 //! Batches of pictures with boxes, prepared beside the training step and delivered in a fixed order.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::set::DetectionSet;
 use super::view::{Placement, View, ViewBox, ViewConfig};
-use crate::data::{BadImage, DataConfig, ImageSize, Lanes, Order};
+use crate::data::{BadImage, DataConfig, ImageSize, Lanes, Order, Picture};
 use crate::error::Result;
 use crate::random::{self, Purpose};
 
@@ -23,7 +26,7 @@ pub struct DetectionBatch {
     pub boxes: Vec<Vec<ViewBox>>,
     /// Where each picture lies in its frame.
     pub placements: Vec<Placement>,
-    /// Images that could not be read any more; others stand in their place.
+    /// Images that could not be read; others stand in their place.
     pub passed_over: Vec<BadImage>,
 }
 
@@ -46,17 +49,12 @@ pub struct DetectionLoaderConfig {
 pub struct DetectionLoader(Lanes<DetectionBatch>);
 
 impl DetectionLoader {
-    /// Batches of the images numbered in `subset`, at least as many as a batch has, beginning with the one of step
-    /// `first_step` (from 0).
-    pub fn new(
-        set: &Arc<DetectionSet>,
-        subset: &Arc<Vec<usize>>,
-        config: &DetectionLoaderConfig,
-        first_step: u64,
-    ) -> Self {
+    /// Batches of the images of a set, at least as many as a batch has, beginning with the one of step `first_step`
+    /// (from 0).
+    pub fn new(set: &Arc<DetectionSet>, config: &DetectionLoaderConfig, first_step: u64) -> Self {
         let order = Order {
             seed: config.seed,
-            subset: subset.clone(),
+            subset: Arc::new((0..set.images.len()).collect()),
             batch_size: config.batch_size,
         };
         let (set, config) = (set.clone(), config.clone());
@@ -97,14 +95,42 @@ impl DetectionLoaderConfig {
 }
 
 impl DetectionBatch {
-    /// Whole pictures as they are, for evaluation.
+    /// Whole pictures as they are; where one cannot be read, the next one that can stands in its place.
     pub fn whole(set: &DetectionSet, indices: &[usize], image_size: ImageSize) -> Result<Self> {
-        let view = |&index: &usize| {
-            let picture = set.picture(index)?;
-            let view = View::whole(&picture, &set.images[index].boxes, image_size);
-            Ok((index, view))
-        };
-        Ok(Self::of(indices.iter().map(view).collect::<Result<_>>()?))
+        Self::read(set, indices, image_size, |index| set.picture_or_next(index))
+    }
+
+    /// Whole pictures as they are, these and no others, for evaluation.
+    pub(super) fn exactly(
+        set: &DetectionSet,
+        indices: &[usize],
+        image_size: ImageSize,
+    ) -> Result<Self> {
+        Self::read(set, indices, image_size, |index| {
+            Ok((index, set.picture(index)?, Vec::new()))
+        })
+    }
+
+    fn read<'a>(
+        set: &'a DetectionSet,
+        indices: &[usize],
+        image_size: ImageSize,
+        picture: impl Fn(usize) -> Result<(usize, Cow<'a, Picture>, Vec<BadImage>)> + Sync,
+    ) -> Result<Self> {
+        let views: Vec<(usize, View, Vec<BadImage>)> = indices
+            .par_iter()
+            .map(|&index| {
+                let (index, picture, passed_over) = picture(index)?;
+                let view = View::whole(&picture, &set.images[index].boxes, image_size);
+                Ok((index, view, passed_over))
+            })
+            .collect::<Result<_>>()?;
+        let mut batch = Self::empty(0);
+        for (index, view, passed_over) in views {
+            batch.add(index, view);
+            batch.passed_over.extend(passed_over);
+        }
+        Ok(batch)
     }
 
     /// Views of pictures with these numbers, at least one.

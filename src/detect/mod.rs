@@ -38,4 +38,4 @@ pub use prior::{Baselines, Floors, MeanBoxes, baselines, chance};
 pub use set::{ClassSize, DetectionSet, Spread, Summary};
 pub use sets::{Sets, find_parts};
 pub use training::{DetectorOutcome, Trained, replay, resume, start};
-pub use view::{Placement, View, ViewBox, ViewConfig, padding};
+pub use view::{Placement, View, ViewBox, ViewConfig};

@@ -23,7 +23,8 @@ pub struct Origin {
     /// A folder or `.tar` of the images. Empty: `path` itself, or for a JSON file its folder, or the one above where
     /// that is called `annotations`.
     pub images: PathBuf,
-    /// A piece of the annotation file's name, such as `val`, where `path` holds several.
+    /// A piece of the annotation file's name, such as `val`, where `path` holds several; of a JSON file its own name has
+    /// it.
     pub part: String,
 }
 
@@ -62,12 +63,27 @@ impl Origin {
         if is_json(&self.path) {
             return Ok(vec![self.path.display().to_string()]);
         }
-        let documents = Source::open(&self.path)?.documents;
+        let documents = self.source()?.documents;
         Ok(documents.iter().map(|d| d.name.to_string()).collect())
+    }
+
+    /// An error where the path is a `.json` that is not the part asked for.
+    pub(super) fn check_part(&self) -> Result<()> {
+        let name = self.path.file_name().unwrap_or_default();
+        if !is_json(&self.path) || name.to_string_lossy().contains(&self.part) {
+            return Ok(());
+        }
+        let message = format!(
+            "has no `{}` in its name, and a .json is one part only; give the .json that is meant (with --val where it \
+             is to be scored in training), or a .tar or folder that holds all parts",
+            self.part
+        );
+        Err(Error::data(&self.path, message))
     }
 
     /// Reads the annotation file and lists the images.
     pub(super) fn load(&self) -> Result<Loaded> {
+        self.check_part()?;
         let elsewhere = !self.images.as_os_str().is_empty();
         if elsewhere && !self.images.exists() {
             return Err(Error::Missing {
@@ -94,7 +110,7 @@ impl Origin {
                 folders: vec![String::new()],
             });
         }
-        let source = Source::open(&self.path)?;
+        let source = self.source()?;
         let document = self.choose(&source.documents)?;
         let path = self.path.join(&*document.name);
         let bytes = source
@@ -116,6 +132,14 @@ impl Origin {
         })
     }
 
+    /// What lies at the path; images have to be there where they are not elsewhere.
+    fn source(&self) -> Result<Source> {
+        match self.images.as_os_str().is_empty() {
+            true => Source::open(&self.path),
+            false => Source::list(&self.path),
+        }
+    }
+
     fn choose<'a>(&self, documents: &'a [Entry]) -> Result<&'a Entry> {
         let fitting: Vec<&Entry> = documents
             .iter()
@@ -123,9 +147,7 @@ impl Origin {
             .collect();
         let message = match fitting[..] {
             [only] => return Ok(only),
-            [] if documents.is_empty() => {
-                "holds images but no annotation file; give COCO's .json".to_owned()
-            }
+            [] if documents.is_empty() => "holds no annotation file; give COCO's .json".to_owned(),
             [] => format!(
                 "no annotation file has `{}` in its name; there are {}",
                 self.part,

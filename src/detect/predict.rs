@@ -13,19 +13,18 @@ use super::coco::Class;
 use super::drawing::{Labelled, draw};
 use crate::data::{BadImage, DataConfig, Entry, Picture, Source};
 use crate::error::{Error, Result};
-use crate::observe::Observer;
-use crate::train::{RunFolder, create_folder, write_durably};
+use crate::train::{RunFolder, Surroundings, create_folder, write_durably};
 
 const RESULTS_FILE: &str = "results.json";
 const JPEG_QUALITY: u8 = 90;
+/// Pictures after which results are first written: on a disk that gets full there is no room for them in the end.
+const FIRST_RESULTS: usize = 1000;
 
 /// How pictures are predicted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PredictConfig {
     /// Least score that is drawn and written.
     pub least_score: f64,
-    /// Most boxes an image.
-    pub most: usize,
 }
 
 /// What a detector found in pictures.
@@ -37,6 +36,8 @@ pub struct Predicted {
     pub boxes: usize,
     /// Images that could not be read.
     pub unreadable: Vec<BadImage>,
+    /// Images that it did not come to before it was stopped.
+    pub missing: usize,
     /// The file of results.
     pub results: PathBuf,
 }
@@ -55,23 +56,24 @@ struct Record<'a> {
 ///
 /// - for each image that can be read a JPEG with boxes, labels and scores, at the image's place below its source and
 ///   under its name; with a number added where another image has that name already;
-/// - in the end `results.json`, COCO's list of results, with the images' names. Images that could be read have the ids
-///   1, 2, … in the order of `sources`, and by name within each.
+/// - in the end, and now and then before it, `results.json`, COCO's list of results, with the images' names. Images
+///   that could be read have the ids 1, 2, … in the order of `sources`, and by name within each.
 ///
 /// `find` is the detector: boxes in pixels of the picture, the most certain first, with classes of `classes`. `data`
 /// says what images are decoded to. A source is an image, a folder, which is searched with all below it, or a `.tar`.
-/// Images that cannot be read are told and passed over; that none can is an error.
+/// Images that cannot be read are told and passed over; that none can is an error. `around` may stop it after each
+/// image.
 ///
 /// # Panics
 /// Where `find` answers with a class that does not exist.
 pub fn predict(
-    mut find: impl FnMut(&Picture) -> Result<Vec<Prediction>>,
+    mut find: impl FnMut(&Picture) -> Vec<Prediction>,
     classes: &[Class],
     data: &DataConfig,
     sources: &[PathBuf],
     out: &Path,
     config: &PredictConfig,
-    observer: &dyn Observer,
+    around: &Surroundings,
 ) -> Result<Predicted> {
     RunFolder::check_free(out)?;
     let sources: Vec<Source> = sources
@@ -82,18 +84,27 @@ pub fn predict(
         .iter()
         .flat_map(|source| source.entries.iter().map(move |entry| (source, entry)))
         .collect();
-    let mut records = Vec::new();
+    let observer = around.observer;
+    let results = out.join(RESULTS_FILE);
+    let mut records: Vec<Record> = Vec::new();
     let mut unreadable = Vec::new();
     let mut pictures = 0;
+    let mut next_results = FIRST_RESULTS;
     let mut taken = HashSet::new();
     observer.begin("finding objects", images.len() as u64);
     for (done, &(source, entry)) in (1..).zip(&images) {
         match source.picture(entry, data) {
             Ok(picture) => {
-                pictures += 1;
-                let mut found = find(&picture)?;
+                let mut found = find(&picture);
                 found.retain(|prediction| prediction.score >= config.least_score);
-                found.truncate(config.most);
+                let path = out.join(picture_name(&entry.name, &mut taken));
+                if let Err(error) = write_picture(&path, picture, &found, classes) {
+                    // What was found so far took longer than this picture. Where there is no room for it either, older
+                    // results remain.
+                    let _ = write_results(&results, &records);
+                    return Err(error);
+                }
+                pictures += 1;
                 let record = |prediction: &Prediction| Record {
                     image_id: pictures,
                     file_name: &entry.name,
@@ -102,8 +113,10 @@ pub fn predict(
                     score: rounded(prediction.score, 5),
                 };
                 records.extend(found.iter().map(record));
-                let path = out.join(picture_name(&entry.name, &mut taken));
-                write_picture(&path, picture, &found, classes)?;
+                if pictures == next_results {
+                    write_results(&results, &records)?;
+                    next_results += next_results / 4;
+                }
             }
             Err(reason) => {
                 let name = entry.name.to_string();
@@ -112,9 +125,14 @@ pub fn predict(
             }
         }
         observer.progress(done, "");
+        if (around.stop)() {
+            break;
+        }
     }
     observer.end();
+    let missing = images.len() - pictures - unreadable.len();
     if pictures == 0
+        && missing == 0
         && let (Some(source), Some(BadImage { name, reason })) =
             (sources.first(), unreadable.first())
     {
@@ -124,14 +142,13 @@ pub fn predict(
         );
         return Err(Error::data(source.path(), message));
     }
-    let results = out.join(RESULTS_FILE);
     create_folder(out)?;
-    let json = serde_json::to_vec(&records).expect("texts and numbers can be written");
-    write_durably(&results, &json)?;
+    write_results(&results, &records)?;
     Ok(Predicted {
         pictures,
         boxes: records.len(),
         unreadable,
+        missing,
         results,
     })
 }
@@ -159,6 +176,11 @@ fn picture_name(name: &str, taken: &mut HashSet<String>) -> String {
         .chain(numbered)
         .find(|name| taken.insert(name.to_lowercase()))
         .expect("numbers do not end")
+}
+
+fn write_results(path: &Path, records: &[Record]) -> Result<()> {
+    let json = serde_json::to_vec(records).expect("texts and numbers can be written");
+    write_durably(path, &json)
 }
 
 fn write_picture(
@@ -205,6 +227,7 @@ mod tests {
 
     use super::*;
     use crate::observe::Silent;
+    use crate::train::fault;
 
     fn classes() -> Vec<Class> {
         [(3, "dog"), (7, "cat")]
@@ -216,23 +239,29 @@ mod tests {
     }
 
     /// A cat, a dog and a doubtful dog in every picture.
-    fn find(_: &Picture) -> Result<Vec<Prediction>> {
+    fn find(_: &Picture) -> Vec<Prediction> {
         let found = [
             (1, 0.876_543_2, [1.234, 2.0, 10.006, 8.5]),
             (0, 0.5, [4.0, 4.0, 6.0, 6.0]),
             (0, 0.1, [0.0, 0.0, 5.0, 5.0]),
         ];
         let found = found.map(|(class, score, bbox)| Prediction { class, score, bbox });
-        Ok(found.to_vec())
+        found.to_vec()
     }
 
+    const ALONE: Surroundings = Surroundings {
+        observer: &Silent,
+        stop: &|| false,
+    };
+
     fn run(sources: &[PathBuf], out: &Path) -> Result<Predicted> {
-        let config = PredictConfig {
-            least_score: 0.3,
-            most: 10,
-        };
+        run_within(&ALONE, sources, out)
+    }
+
+    fn run_within(around: &Surroundings, sources: &[PathBuf], out: &Path) -> Result<Predicted> {
+        let config = PredictConfig { least_score: 0.3 };
         let data = DataConfig::default();
-        predict(find, &classes(), &data, sources, out, &config, &Silent)
+        predict(find, &classes(), &data, sources, out, &config, around)
     }
 
     fn save(path: &Path, width: u32) {
@@ -291,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_as_many_boxes_as_asked_for_are_drawn_on_a_grey_picture() {
+    fn boxes_are_drawn_in_colour_on_a_grey_picture() {
         let home = tempfile::tempdir().unwrap();
         let (image, out) = (home.path().join("1.png"), home.path().join("out"));
         save(&image, 200);
@@ -299,15 +328,12 @@ mod tests {
             channels: 1,
             ..DataConfig::default()
         };
-        let config = PredictConfig {
-            least_score: 0.0,
-            most: 1,
-        };
+        let config = PredictConfig { least_score: 0.6 };
         let find = |picture: &Picture| {
             assert_eq!(picture.channels, 1);
             find(picture)
         };
-        let predicted = predict(find, &classes(), &data, &[image], &out, &config, &Silent).unwrap();
+        let predicted = predict(find, &classes(), &data, &[image], &out, &config, &ALONE).unwrap();
         assert_eq!(predicted.boxes, 1);
         assert_eq!(results(&predicted).as_array().unwrap().len(), 1);
         let picture = image::open(out.join("1.jpg")).unwrap().into_rgb8();
@@ -345,6 +371,33 @@ mod tests {
             "{error}"
         );
         assert!(!nothing.exists());
+    }
+
+    #[test]
+    fn what_was_found_is_kept_where_it_is_stopped_or_the_disk_is_full() {
+        let home = tempfile::tempdir().unwrap();
+        let images = home.path().join("images");
+        for name in ["1.png", "2.png", "3.png"] {
+            save(&images.join(name), 60);
+        }
+        let images = [images];
+        let out = home.path().join("stopped");
+        let around = Surroundings {
+            stop: &|| true,
+            ..ALONE
+        };
+        let predicted = run_within(&around, &images, &out).unwrap();
+        assert_eq!((predicted.pictures, predicted.missing), (1, 2));
+        assert_eq!(results(&predicted).as_array().unwrap().len(), 2);
+
+        // A picture takes five writes: this is one of the second.
+        fault::fail_at(7);
+        let out = home.path().join("full");
+        let error = run(&images, &out).unwrap_err();
+        assert!(error.to_string().contains("injected"), "{error}");
+        let kept = fs::read(out.join(RESULTS_FILE)).unwrap();
+        let kept: Vec<Value> = serde_json::from_slice(&kept).unwrap();
+        assert!(kept.len() == 2 && kept.iter().all(|found| found["image_id"] == 1));
     }
 
     #[test]

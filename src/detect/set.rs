@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::coco::{
     AnnotatedImage, Class, Document, Fault, Finding, Found, Kind, Resolved, TrueBox, describe,
+    left_out,
 };
 use super::origin::Origin;
 use crate::data::{BadImage, DataConfig, Picture, Pictures};
@@ -28,14 +31,41 @@ pub struct DetectionSet {
     pub classes: Vec<Class>,
     /// What was wrong.
     pub findings: Vec<Finding>,
+    /// Those of images that are left out; a part knows of its own only.
+    bad: Vec<Finding>,
     path: PathBuf,
     pictures: Arc<Pictures>,
     fingerprint: String,
+    /// Fingerprint of all images of the annotation file.
+    fingerprint_of_all: String,
+}
+
+/// How the images to score came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scored {
+    /// Given beside those to train on.
+    Given,
+    /// Held out of the same file.
+    HeldOut,
+    /// Those to train on themselves, or a file that has them.
+    Trained,
+}
+
+impl Scored {
+    /// What such images are called.
+    pub(crate) fn adjective(self) -> &'static str {
+        match self {
+            Self::Given => "validation",
+            Self::HeldOut => "held-out",
+            Self::Trained => "training",
+        }
+    }
 }
 
 impl DetectionSet {
-    /// Reads the annotations and looks at every image they name. `config` says what pictures are decoded to, how many
-    /// may be bad and how much memory they may take; its path is not used.
+    /// Reads the annotations and looks at every image they name; beyond `config.memory_mib` at no more than its header.
+    /// `config` says what pictures are decoded to, how many may be bad and how much memory they may take; its path is
+    /// not used.
     pub fn open(origin: &Origin, config: &DataConfig, observer: &dyn Observer) -> Result<Self> {
         let mut loaded = origin.load()?;
         let path = loaded.path.clone();
@@ -64,42 +94,98 @@ impl DetectionSet {
             images,
             classes,
             findings,
-            bad,
         } = document
             .resolve(found.collect())
             .map_err(|message| Error::data(&path, message))?;
+        let bad = findings
+            .iter()
+            .filter(|finding| finding.kind.is_bad_image());
+        let fingerprint = fingerprint.finalize().to_hex().to_string();
         let set = Self {
             images,
             classes,
+            bad: bad.cloned().collect(),
             findings,
             path,
             pictures: Arc::new(pictures),
-            fingerprint: fingerprint.finalize().to_hex().to_string(),
+            fingerprint_of_all: fingerprint.clone(),
+            fingerprint,
         };
-        let all = set.images.len() + bad;
-        if bad as f64 > config.max_bad_share * all as f64 {
-            let images = set
-                .findings
-                .iter()
-                .filter(|finding| finding.kind.is_bad_image());
-            let images: Vec<Finding> = images.cloned().collect();
-            return Err(Error::TooManyBad {
-                bad,
-                all,
-                allowed: config.max_bad_share,
-                list: describe(&images),
-            });
-        }
+        set.check_bad(config.max_bad_share)?;
         set.with_boxes()
+    }
+
+    /// Without the images that cannot be decoded, as not every header that is sound has a sound picture behind it. They
+    /// are told, and counted with those that were left out before. The fingerprint stays: it is that of what was given.
+    pub(super) fn decoded(mut self, config: &DataConfig, observer: &dyn Observer) -> Result<Self> {
+        if self.pictures.cached() {
+            return Ok(self);
+        }
+        observer.begin("decoding images to score", self.images.len() as u64);
+        let done = AtomicU64::new(0);
+        let reasons: Vec<Option<String>> = self
+            .images
+            .par_iter()
+            .map(|image| {
+                let reason = self.pictures.read(image.entry).err();
+                observer.progress(done.fetch_add(1, Ordering::Relaxed) + 1, "");
+                reason
+            })
+            .collect();
+        observer.end();
+        let mut unreadable = Vec::new();
+        let mut reasons = reasons.into_iter();
+        self.images.retain(|image| match reasons.next().flatten() {
+            None => true,
+            Some(reason) => {
+                let fault = (Kind::ImageUnreadable, reason);
+                let name = image.name.clone();
+                unreadable.push(left_out(image.id, name, fault, image.boxes.len()));
+                false
+            }
+        });
+        if unreadable.is_empty() {
+            return Ok(self);
+        }
+        observer.note(&format!(
+            "left out of the scoring:\n{}",
+            describe(&unreadable)
+        ));
+        for list in [&mut self.findings, &mut self.bad] {
+            list.extend(unreadable.iter().cloned());
+            list.sort_by_key(|finding| finding.kind);
+        }
+        self.check_bad(config.max_bad_share)?;
+        if self.has_boxes() {
+            return Ok(self);
+        }
+        let message = format!("there is no box left to score:\n{}", describe(&self.bad));
+        Err(Error::data(&self.path, message))
+    }
+
+    /// An error where more images are left out than may be.
+    fn check_bad(&self, allowed: f64) -> Result<()> {
+        let bad = self.bad.len();
+        let all = self.images.len() + bad;
+        if bad as f64 <= allowed * all as f64 {
+            return Ok(());
+        }
+        Err(Error::TooManyBad {
+            bad,
+            all,
+            allowed,
+            list: describe(&self.bad),
+        })
+    }
+
+    fn has_boxes(&self) -> bool {
+        let mut images = self.images.iter();
+        images.any(|image| image.objects().next().is_some())
     }
 
     /// An error where there is nothing to learn from or to score.
     fn with_boxes(self) -> Result<Self> {
-        if self
-            .images
-            .iter()
-            .any(|image| image.objects().next().is_some())
-        {
+        if self.has_boxes() {
             return Ok(self);
         }
         let mut message = "there is no box in it that can be used".to_owned();
@@ -119,6 +205,18 @@ impl DetectionSet {
         &self.fingerprint
     }
 
+    /// How these came to be the images to score of a training on `train`.
+    pub(crate) fn scored_beside(&self, train: &Self) -> Scored {
+        if self.fingerprint_of_all != train.fingerprint_of_all {
+            return Scored::Given;
+        }
+        let trained = [&train.fingerprint, &self.fingerprint_of_all];
+        match trained.contains(&&self.fingerprint) {
+            true => Scored::Trained,
+            false => Scored::HeldOut,
+        }
+    }
+
     /// What is on each image.
     pub fn boxes(&self) -> Vec<&[TrueBox]> {
         self.images.iter().map(|image| &image.boxes[..]).collect()
@@ -129,7 +227,7 @@ impl DetectionSet {
         let image = &self.images[index];
         self.pictures.read(image.entry).map_err(|reason| {
             let message = format!(
-                "image {} ({}) cannot be read any more: {reason}; restore it",
+                "image {} ({}) cannot be read: {reason}; restore it",
                 image.id, image.name
             );
             Error::data(&self.path, message)
@@ -163,11 +261,22 @@ impl DetectionSet {
             images: indices.iter().map(|&i| self.images[i].clone()).collect(),
             classes: self.classes.clone(),
             findings: self.findings.clone(),
+            bad: Vec::new(),
             path: self.path.clone(),
             pictures: self.pictures.clone(),
             fingerprint: fingerprint.finalize().to_hex().to_string(),
+            fingerprint_of_all: self.fingerprint_of_all.clone(),
         };
-        part.with_boxes()
+        if part.has_boxes() {
+            return Ok(part);
+        }
+        let message = format!(
+            "there is no box on the {} of its {} images that were drawn; draw more (detect.limit, data.held_out), or \
+             others with another seed",
+            indices.len(),
+            self.images.len()
+        );
+        Err(Error::data(&self.path, message))
     }
 
     /// All boxes as one class.

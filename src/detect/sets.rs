@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::coco::Class;
 use super::origin::Origin;
-use super::set::DetectionSet;
+use super::set::{DetectionSet, Scored};
 use crate::config::{DetectConfig, DetectorConfig};
 use crate::data::DataConfig;
 use crate::error::{Error, Result};
@@ -25,23 +25,42 @@ pub struct Sets {
 }
 
 /// Finds the annotation files of a `.tar` or folder that has one for training and one for validation, where the
-/// configuration does not say which to take.
+/// configuration does not say which to take. What is kept of a run is the configuration after that: files that are added
+/// later do not change what it was trained on.
 pub fn find_parts(config: &mut DetectConfig) -> Result<()> {
-    let files = config.train.annotation_files()?;
-    if files.len() < 2 || !config.train.part.is_empty() {
+    let DetectConfig { train, val, .. } = config;
+    train.check_part()?;
+    val.check_part()?;
+    let files = train.annotation_files()?;
+    if files.len() < 2 {
         return Ok(());
     }
-    let only = |piece: &str| files.iter().filter(|name| name.contains(piece)).count() == 1;
-    if only(TRAIN) {
-        config.train.part = TRAIN.into();
-        if config.val.path.as_os_str().is_empty() && only(VAL) {
-            config.val = Origin {
-                part: VAL.into(),
-                ..config.train.clone()
-            };
-        }
+    if train.part.is_empty() && only(&files, TRAIN).is_some() {
+        train.part = TRAIN.into();
+    }
+    if !val.path.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let trained = only(&files, &train.part);
+    let another = |piece: &String| {
+        let file = only(&files, piece);
+        file.is_some() && file != trained
+    };
+    let pieces = [train.part.replace(TRAIN, VAL), VAL.to_owned()];
+    if let Some(part) = pieces.into_iter().find(another) {
+        *val = Origin {
+            part,
+            ..train.clone()
+        };
     }
     Ok(())
+}
+
+/// The only name with `piece` in it.
+fn only<'a>(names: &'a [String], piece: &str) -> Option<&'a str> {
+    let mut fitting = names.iter().filter(|name| name.contains(piece));
+    let first = fitting.next()?;
+    fitting.next().is_none().then_some(first.as_str())
 }
 
 impl Sets {
@@ -53,8 +72,10 @@ impl Sets {
         if config.detect.overfit > 0 {
             let with_boxes = train.images.iter().enumerate();
             let with_boxes = with_boxes.filter(|(_, image)| image.objects().next().is_some());
+            // They are scored too, without any that cannot be decoded.
             let chosen: Vec<usize> = with_boxes
                 .map(|(i, _)| i)
+                .filter(|&i| train.picture(i).is_ok())
                 .take(config.detect.overfit)
                 .collect();
             let part = Arc::new(train.part(&chosen)?);
@@ -69,6 +90,7 @@ impl Sets {
             config
                 .detect
                 .open_for(val, &train.classes, &config.data, observer)
+                .map_err(|error| with_hint(error, &config.detect))
         };
         let val = given.then(open).transpose()?;
         let order = random::permutation(config.seed, Purpose::Split, 0, train.images.len());
@@ -85,7 +107,9 @@ impl Sets {
                     "has too few images to hold some out for scoring; give --val, or another data.held_out",
                 ));
             }
-            None => train.part(&sorted(held_out))?,
+            None => train
+                .part(&sorted(held_out))?
+                .decoded(&config.data, observer)?,
         };
         let limit = match config.detect.limit {
             0 => rest.len(),
@@ -110,6 +134,31 @@ impl Sets {
         &self.train.classes
     }
 
+    /// What is to be known before a training begins.
+    pub fn describe(&self) -> String {
+        let Self { train, val } = self;
+        let scored = val.scored_beside(train);
+        let mut text = format!("training on {}\n", train.describe());
+        if scored == Scored::Trained {
+            return text
+                + "and scored on images that it is trained on: this only shows whether it can learn";
+        }
+        let summary = val.summary();
+        text += &match scored {
+            // It has the findings of the same file.
+            Scored::HeldOut => format!("scored on images held out of it: {summary}"),
+            _ => format!("scored on {}", val.describe()),
+        };
+        let missing = summary.missing_classes();
+        if !missing.is_empty() {
+            text += &format!(
+                "\nof these classes there is no box to score: {}",
+                missing.join(", ")
+            );
+        }
+        text
+    }
+
     /// Changes with images and boxes of either.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
@@ -121,7 +170,8 @@ impl Sets {
 }
 
 impl DetectConfig {
-    /// The images at `origin` with these classes, as a detector that knows them has them.
+    /// The images to score at `origin` with these classes, as a detector that knows them has them. All are decoded once:
+    /// one that cannot be is left out and told, or there are more of them than `data.max_bad_share` allows.
     pub fn open_for(
         &self,
         origin: &Origin,
@@ -129,7 +179,9 @@ impl DetectConfig {
         data: &DataConfig,
         observer: &dyn Observer,
     ) -> Result<DetectionSet> {
-        self.open(origin, data, observer)?.with_classes(classes)
+        self.open(origin, data, observer)?
+            .with_classes(classes)?
+            .decoded(data, observer)
     }
 
     fn open(
@@ -143,6 +195,31 @@ impl DetectConfig {
             true => set.class_agnostic(),
             false => set,
         })
+    }
+}
+
+/// Where pictures to score are looked for among those to train on, they may only be elsewhere.
+fn with_hint(error: Error, DetectConfig { train, val, .. }: &DetectConfig) -> Error {
+    match error {
+        Error::TooManyBad {
+            bad,
+            all,
+            allowed,
+            list,
+        } if val.images == train.images && !val.images.as_os_str().is_empty() => {
+            let list = format!(
+                "{list}\nthey are images to score, looked for in {} as those to train on are; where they lie elsewhere \
+                 give --val and --val-images",
+                val.images.display()
+            );
+            Error::TooManyBad {
+                bad,
+                all,
+                allowed,
+                list,
+            }
+        }
+        other => other,
     }
 }
 

@@ -1,10 +1,9 @@
 //! A detector's training, and the detector that a run has made.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::average_precision::{Figures, Prediction};
@@ -12,6 +11,7 @@ use super::coco::Class;
 use super::denoising::noised;
 use super::detector::{Detector, Shape, in_picture, pixels};
 use super::evaluation::{Evaluation, EvaluationConfig, evaluate};
+use super::head::Level;
 use super::loader::{DetectionBatch, DetectionLoader, DetectionLoaderConfig};
 use super::loss::{Terms, losses};
 use super::prior::{Floors, baselines};
@@ -58,10 +58,10 @@ pub fn start(
 ) -> Result<DetectorOutcome> {
     let config = &suited(config, sets);
     // Whatever cannot be used is found before there is a folder.
-    let given = given_encoder(config, &crate::device().autodiff())?;
+    let given = given(config)?;
     let folder = RunFolder::create(out, &config.to_toml())?;
     let course = course(folder, config, sets, around)?;
-    begin(&course, config, sets, given, around)
+    begin(&course, config, sets, given)
 }
 
 /// Goes on from the newest checkpoint that verifies.
@@ -73,30 +73,39 @@ pub fn resume(
 ) -> Result<DetectorOutcome> {
     let course = course(folder, config, sets, around)?;
     let Some(checkpoint) = course.newest()? else {
-        let given = given_encoder(config, &crate::device().autodiff())?;
-        return begin(&course, config, sets, given, around);
+        return begin(&course, config, sets, given(config)?);
     };
     let known = read_classes(course.folder())?;
-    if checkpoint.position.data != sets.fingerprint() || known != sets.classes() {
-        return Err(Error::Foreign {
-            path: course.folder().path().to_owned(),
-            message: format!(
-                "was started with other images or boxes than {} and {} hold now; restore them",
-                sets.train.path().display(),
-                sets.val.path().display()
-            ),
-        });
-    }
-    let step = checkpoint.position.step;
-    let (model, _) = fresh(config, None, sets.classes().len())?;
-    go(
-        &course,
-        config,
+    check_images(
+        course.folder().path(),
+        &checkpoint.position.data,
+        &known,
         sets,
-        step,
-        Start::After(model, checkpoint),
-        around,
-    )
+    )?;
+    let model = fresh(config, None, sets.classes().len())?;
+    go(&course, config, sets, Start::After(model, checkpoint))
+}
+
+/// Refuses other images, boxes or classes than a run was started with: what is drawn of others to be scored may be what
+/// it was trained on.
+fn check_images(run: &Path, data: &str, classes: &[Class], sets: &Sets) -> Result<()> {
+    if data == sets.fingerprint() && classes == sets.classes() {
+        return Ok(());
+    }
+    Err(Error::Foreign {
+        path: run.to_owned(),
+        message: format!(
+            "was started with other images or boxes than {} and {} hold now; restore them",
+            sets.train.path().display(),
+            sets.val.path().display()
+        ),
+    })
+}
+
+/// The encoder that the configuration names, if any.
+fn given(config: &DetectorConfig) -> Result<Option<Encoder>> {
+    let given = given_encoder(config, &crate::device().autodiff());
+    given.map_err(|error| error.called("encoder.init"))
 }
 
 /// With what follows from the images.
@@ -128,44 +137,34 @@ fn begin(
     config: &DetectorConfig,
     sets: &Sets,
     given: Option<Encoder>,
-    around: &Surroundings,
 ) -> Result<DetectorOutcome> {
     let classes = serde_json::to_vec(sets.classes()).expect("classes are valid JSON");
     write_durably(&course.folder().file(CLASSES_FILE), &classes)?;
     let floors = Floors::from(&baselines(&sets.train, &sets.val, config.seed)?);
     let mut baseline = json!(floors);
     baseline["kind"] = BASELINE.into();
-    let (model, shape) = fresh(config, given, sets.classes().len())?;
+    let model = fresh(config, given, sets.classes().len())?;
     let order = random::permutation(config.seed, Purpose::Sample, 0, sets.train.images.len());
     let looked_at = &order[..WHITENED_ON.min(order.len())];
     let batches = looked_at
         .chunks(config.optim.batch_size)
         .map(|indices| DetectionBatch::whole(&sets.train, indices, config.image_size));
-    let model = model.whitened_for(batches, shape.stride)?;
-    go(
-        course,
-        config,
-        sets,
-        0,
-        Start::Anew(model, baseline),
-        around,
-    )
+    let model = model.whitened_for(batches)?;
+    go(course, config, sets, Start::Anew(model, baseline))
 }
 
 fn go(
     course: &Course,
     config: &DetectorConfig,
     sets: &Sets,
-    first_step: u64,
     from: Start<Detector>,
-    around: &Surroundings,
 ) -> Result<DetectorOutcome> {
     let device = crate::device().autodiff();
     let mut training = Training {
         config,
         sets,
-        loader: loader(config, sets, first_step),
-        observer: around.observer,
+        loader: loader(config, sets, from.steps()),
+        observer: course.observer(),
         last: None,
         evaluation: None,
     };
@@ -176,7 +175,7 @@ fn go(
             &model.valid(),
             &sets.val,
             &EvaluationConfig::new(config.image_size),
-            around.observer,
+            course.observer(),
         )?),
         found => found,
     };
@@ -195,11 +194,7 @@ fn optimizer(config: &DetectorConfig) -> AdamWConfig {
 }
 
 /// A network of the configuration's form on the autodiff device; fresh but for the encoder where one is given.
-fn fresh(
-    config: &DetectorConfig,
-    given: Option<Encoder>,
-    classes: usize,
-) -> Result<(Detector, Shape)> {
+fn fresh(config: &DetectorConfig, given: Option<Encoder>, classes: usize) -> Result<Detector> {
     let device = crate::device().autodiff();
     let mut init = Init::new(config.seed, &device);
     let build = Build {
@@ -207,18 +202,28 @@ fn fresh(
         inputs: config.data.channels,
     };
     let blank = encoder::find(&config.encoder.name)?.build(build, &mut init)?;
+    let strides = &config.detect.strides;
+    let channels = blank.map_channels(config.data.channels, &strides[..strides.len() - 1]);
+    if channels.len() < strides.len() {
+        return Err(Error::Value {
+            key: "detect.strides".into(),
+            value: format!("{strides:?}"),
+            expected: format!("strides of maps that {} has", config.encoder.name),
+        });
+    }
+    let levels = channels.into_iter().zip(strides);
     let shape = Shape {
         head: config.head.clone(),
-        stride: config.encoder.stride,
+        levels: levels
+            .map(|(channels, &stride)| Level { channels, stride })
+            .collect(),
         classes,
         unfreeze: config.detect.unfreeze,
     };
-    let model = Detector::new(given.unwrap_or(blank), &shape, &mut init);
-    Ok((model, shape))
+    Ok(Detector::new(given.unwrap_or(blank), &shape, &mut init))
 }
 
 fn loader(config: &DetectorConfig, sets: &Sets, first_step: u64) -> DetectionLoader {
-    let all = Arc::new((0..sets.train.images.len()).collect());
     let loading = DetectionLoaderConfig {
         seed: config.seed,
         image_size: config.image_size,
@@ -226,7 +231,7 @@ fn loader(config: &DetectorConfig, sets: &Sets, first_step: u64) -> DetectionLoa
         view: (config.detect.overfit == 0).then(|| config.view.clone()),
         data: config.data.clone(),
     };
-    DetectionLoader::new(&sets.train, &all, &loading, first_step)
+    DetectionLoader::new(&sets.train, &loading, first_step)
 }
 
 fn logged_floors(run: &RunFolder) -> Result<Floors> {
@@ -365,7 +370,7 @@ fn loss(
 /// Takes the bad step that a run has kept once more.
 pub fn replay(run: &RunFolder, config: &DetectorConfig) -> Result<Replay> {
     let device = crate::device().autodiff();
-    let (model, _) = fresh(config, None, read_classes(run)?.len())?;
+    let model = fresh(config, None, read_classes(run)?.len())?;
     replay_step(run, model, optimizer(config), &device, |model, kept| {
         let (placements, boxes): (Vec<Placement>, Vec<Vec<ViewBox>>) =
             serde_json::from_value(kept.rest.clone())
@@ -405,7 +410,13 @@ pub struct Trained {
     pub classes: Vec<Class>,
     /// Steps it was trained for.
     pub steps: u64,
-    device: Device,
+    /// Steps that were planned.
+    pub planned: u64,
+    /// For people: what was wrong with newer checkpoints.
+    pub notes: Vec<String>,
+    run: PathBuf,
+    /// Fingerprint of the images and boxes.
+    data: String,
 }
 
 impl Trained {
@@ -423,20 +434,29 @@ impl Trained {
             });
         }
         let classes = read_classes(run)?;
-        let (checkpoint, _) = checkpoints.newest_valid()?;
-        let (model, _) = fresh(&config, None, classes.len())?;
+        let (checkpoint, notes) = checkpoints.newest_valid()?;
+        let model = fresh(&config, None, classes.len())?;
         let loaded = checkpoint.model.load_into(model);
         let detector = loaded.map_err(|source| Error::Weights {
             path: run.path().to_owned(),
             source,
         })?;
+        let position = checkpoint.position;
         Ok(Self {
             detector: detector.valid(),
-            config,
             classes,
-            steps: checkpoint.position.step,
-            device: crate::device(),
+            steps: position.step,
+            planned: config.optim.epochs as u64 * position.steps_per_epoch,
+            config,
+            notes,
+            run: run.path().to_owned(),
+            data: position.data,
         })
+    }
+
+    /// Refuses other images, boxes or classes than it was trained with.
+    pub fn check_images(&self, sets: &Sets) -> Result<()> {
+        check_images(&self.run, &self.data, &self.classes, sets)
     }
 
     /// What a table says of it.
@@ -448,6 +468,8 @@ impl Trained {
             true => "untrained".to_owned(),
             false => config.encoder.init.display().to_string(),
         };
+        let strides = config.detect.strides.iter().map(usize::to_string);
+        let strides: Vec<String> = strides.collect();
         let state = match config.detect.unfreeze {
             true => format!("trained at {} of the rate", config.detect.encoder_rate),
             false => "frozen".to_owned(),
@@ -456,8 +478,9 @@ impl Trained {
             (
                 "encoder",
                 format!(
-                    "{} ({weights}), stride {}, {state}",
-                    config.encoder.name, config.encoder.stride
+                    "{} ({weights}), {state}; maps of stride {}",
+                    config.encoder.name,
+                    strides.join(", ")
                 ),
             ),
             (
@@ -482,8 +505,8 @@ impl Trained {
             (
                 "training",
                 format!(
-                    "{} steps of {} images, seed {}",
-                    self.steps, config.optim.batch_size, config.seed
+                    "after {} of {} steps of {} images, seed {}",
+                    self.steps, self.planned, config.optim.batch_size, config.seed
                 ),
             ),
         ]
@@ -494,7 +517,7 @@ impl Trained {
         let view = View::whole(picture, &[], how.image_size);
         let placement = view.placement;
         let batch = DetectionBatch::of(vec![(0, view)]);
-        let pixels = pixels(&batch, &self.device);
+        let pixels = pixels(&batch, &crate::device());
         let found = self.detector.detect(pixels, &[placement], how.limit);
         let found = found.into_iter().next().unwrap_or_default();
         in_picture(found, &placement, how.suppress)

@@ -295,20 +295,6 @@ impl View {
     }
 }
 
-/// Which positions of a map see nothing but padding: `[N, ⌈height/stride⌉, ⌈width/stride⌉]` of the placements' frame,
-/// true for padding. Stride 1 gives the pixels.
-pub fn padding(placements: &[Placement], stride: usize) -> Vec<bool> {
-    let mut padding = Vec::new();
-    for Placement { content, frame, .. } in placements {
-        for y in 0..frame.height.div_ceil(stride) {
-            let below = y * stride >= content.height;
-            let row = 0..frame.width.div_ceil(stride);
-            padding.extend(row.map(|x| below || x * stride >= content.width));
-        }
-    }
-    padding
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -500,17 +486,6 @@ mod tests {
         assert_eq!(numbers.len(), 3 * 60);
         assert!(numbers[50..60].iter().all(|&number| number == 0.0));
         assert!(numbers[..50].iter().all(|&number| number > 0.0));
-        let high = Placement::whole(2, 6, ImageSize::square(6));
-        let of_pixels = padding(&[view.placement, high], 1);
-        assert_eq!(of_pixels.len(), 60 + 36);
-        assert_eq!(
-            of_pixels[..60].iter().filter(|padding| **padding).count(),
-            10
-        );
-        assert_eq!(of_pixels[60..66], [false, false, true, true, true, true]);
-        // A position that sees a pixel of the picture is none.
-        assert_eq!(padding(&[high], 4), [false, true, false, true]);
-        assert_eq!(padding(&[view.placement], 4), [false; 6]);
     }
 
     #[test]

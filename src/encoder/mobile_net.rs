@@ -153,13 +153,14 @@ impl MobileNet {
         }
     }
 
-    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
-    pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input.
+    pub fn forward(&self, image: Tensor<4>, mut look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
         let stem = Layer::new(&self.stem, &self.stem_norm, self.activation);
         let features = self
             .blocks
             .iter()
             .fold(chain(image, [stem], false), |features, block| {
+                look(&features);
                 block.forward(features)
             });
         match (&self.head, &self.head_norm) {

@@ -61,9 +61,13 @@ macro_rules! families {
 
             /// As [`Self::forward`], with channels last as they are computed: `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
             pub fn channels_last(&self, image: Tensor<4>) -> Tensor<4> {
+                self.forward_past(image, |_| {})
+            }
+
+            fn forward_past(&self, image: Tensor<4>, look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
                 let image = image.permute([0, 2, 3, 1]);
                 match self {
-                    $(Self::$variant(encoder) => encoder.forward(image),)*
+                    $(Self::$variant(encoder) => encoder.forward(image, look),)*
                 }
             }
 
@@ -90,6 +94,32 @@ families! {
     MobileNet: mobile_net,
     MobileFormer: mobile_former,
     ResNet: resnet,
+}
+
+impl Encoder {
+    /// Maps of several strides, channels last as they are computed, `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`: for each of
+    /// `finer`, in ascending order, what goes into the block that halves the map of that stride; then the feature map.
+    /// The sides of `image` are longer than any of these strides.
+    pub fn maps(&self, image: Tensor<4>, finer: &[usize]) -> Vec<Tensor<4>> {
+        let height = image.dims()[2];
+        let mut found: Vec<Option<Tensor<4>>> = vec![None; finer.len()];
+        let last = self.forward_past(image, |map| {
+            // Rounded up, as sides are: ⌈H/⌈H/s⌉⌉ lies above s/2.
+            let stride = height.div_ceil(map.dims()[1]).next_power_of_two();
+            if let Some(i) = finer.iter().position(|&wanted| wanted == stride) {
+                found[i] = Some(map.clone());
+            }
+        });
+        found.into_iter().flatten().chain([last]).collect()
+    }
+
+    /// Channels of each of [`Self::maps`], for an encoder of images with `inputs` channels.
+    pub fn map_channels(&self, inputs: usize, finer: &[usize]) -> Vec<usize> {
+        let side = 2 * finer.last().unwrap_or(&1);
+        let image = Tensor::zeros([1, inputs, side, side], &crate::device());
+        let maps = self.valid().maps(image, finer);
+        maps.iter().map(|map| map.dims()[3]).collect()
+    }
 }
 
 /// All encoders.

@@ -108,15 +108,18 @@ impl ResNet {
         }
     }
 
-    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
-    pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input.
+    pub fn forward(&self, image: Tensor<4>, mut look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
         let stem = Layer::new(&self.conv1, &self.bn1, Activation::Relu);
         let x = chain(image, [stem], false);
         let x = if self.pools { max_pool(x) } else { x };
         [&self.layer1, &self.layer2, &self.layer3, &self.layer4]
             .into_iter()
             .flatten()
-            .fold(x, |x, block| block.forward(x))
+            .fold(x, |x, block| {
+                look(&x);
+                block.forward(x)
+            })
     }
 
     pub(super) fn channels(&self) -> usize {

@@ -195,14 +195,14 @@ pub fn resume(
         dataset,
         observer: around.observer,
     };
-    let Some(checkpoint) = course.newest()? else {
-        let given = given_encoder(config, &crate::device().autodiff())?;
-        return run.go(From::Start(given));
+    let from = match course.newest()? {
+        Some(checkpoint) => From::Checkpoint(checkpoint),
+        None => From::Start(given_encoder(config, &crate::device().autodiff())?),
     };
     if resumed_config(course.folder(), None)?.optim.epochs != config.optim.epochs {
         course.folder().write_config(&config.to_toml())?;
     }
-    run.go(From::Checkpoint(checkpoint))
+    run.go(from)
 }
 
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> u64 {

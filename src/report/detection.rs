@@ -162,10 +162,7 @@ pub fn write_detection_report(report: &DetectionReport) -> Result<PathBuf> {
     assert_eq!(predictions.len(), images, "predictions of each image");
     assert_eq!(score.images.len(), images, "a score of each image");
     let (groups, unreadable) = groups(report)?;
-    let scored = match train.fingerprint() == held_out.fingerprint() {
-        true => "training",
-        false => "held-out",
-    };
+    let scored = held_out.scored_beside(train).adjective();
     let page = Page {
         title: run
             .path()

@@ -1,7 +1,10 @@
 //! Methods × encoders × seeds × protocols, or weights × seeds of detectors, as one table that can be gone on with.
 
+mod compare;
 mod detection;
-mod detection_table;
+mod fit;
+mod folder;
+mod log;
 mod plan;
 mod run;
 mod table;
@@ -13,18 +16,18 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::config::read_toml;
-use crate::data::ImageSize;
+use crate::data::{DataConfig, ImageSize};
 use crate::error::{Error, Result};
-use crate::probe::Protocol;
+use crate::probe::{ProbeResult, Protocol};
 
+pub use compare::cells_of_runs;
 pub use detection::{
-    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionStudy, is_detection,
+    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionRow, DetectionStudy,
+    DetectionTable, detection_csv, detection_markdown, detection_rows, is_detection,
 };
-pub use detection_table::{
-    DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
-};
+pub use folder::StudyOutcome;
 pub use plan::{Plan, PlannedCell};
-pub use run::{Study, StudyOutcome, cells_of_runs};
+pub use run::Study;
 pub(crate) use table::title;
 pub use table::{Interval, Row, rows, to_csv, to_markdown};
 
@@ -166,6 +169,33 @@ fn check_length(epochs: Option<usize>, minutes: Option<f64>) -> Result<(), Strin
     }
 }
 
+/// An error that names the key of a study where nothing is at its path.
+fn check_path(key: &str, path: &Path) -> Result<()> {
+    let text = path.to_string_lossy();
+    if text.is_empty() || text.starts_with("builtin:") || text.contains('{') || path.exists() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{}: no such file or folder; check `{key}` of the study",
+        path.display()
+    )))
+}
+
+/// What decides how images are opened: all of it but augmentation.
+fn unaugmented(data: &DataConfig) -> DataConfig {
+    let plain = DataConfig::default();
+    DataConfig {
+        crop_scale: plain.crop_scale,
+        crop_ratio: plain.crop_ratio,
+        flip: plain.flip,
+        jitter: plain.jitter,
+        jitter_share: plain.jitter_share,
+        grey: plain.grey,
+        blur: plain.blur,
+        ..data.clone()
+    }
+}
+
 /// What occurs more than once.
 fn twice<T: PartialEq + std::fmt::Debug>(values: &[T]) -> Option<String> {
     let mut places = values.iter().enumerate();
@@ -188,6 +218,19 @@ pub struct Score {
     pub images: [usize; 2],
     /// What was chosen on held-out training images.
     pub details: serde_json::Map<String, serde_json::Value>,
+}
+
+impl From<&ProbeResult> for Score {
+    fn from(result: &ProbeResult) -> Self {
+        Self {
+            protocol: result.protocol,
+            labels: result.labels,
+            top1: result.top1,
+            top5: result.top5,
+            images: [result.train_images, result.held_out_images],
+            details: result.details.clone(),
+        }
+    }
 }
 
 /// A pre-trained (or untrained) encoder and its scores.

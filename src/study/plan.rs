@@ -9,6 +9,8 @@ use crate::probe::{Protocol, Task, UNTRAINED, file_name};
 
 /// Keys of `[set.NAME]` that are not settings.
 const OWN_KEYS: [&str; 4] = ["method", "seeds", "encoders", "labels"];
+/// Settings that a study makes itself.
+const OF_STUDY: [&str; 3] = ["seed", "encoder.name", "data.path"];
 
 /// One cell to be run.
 #[derive(Clone, Debug)]
@@ -129,22 +131,10 @@ impl StudyFile {
         if let Some(epochs) = self.epochs {
             add("optim.epochs", epochs.to_string());
         }
+        let of_study =
+            |key: &str| OF_STUDY.contains(&key) || key == "optim.epochs" && self.minutes.is_some();
         for name in [encoder, method] {
-            if let Some(Value::Table(table)) = self.set.get(name) {
-                let mut own = Vec::new();
-                flatten(table, "", &OWN_KEYS, &mut own);
-                for (key, _) in &own {
-                    let of_study = ["seed", "encoder.name", "data.path", "method"]
-                        .contains(&&**key)
-                        || key == "optim.epochs" && self.minutes.is_some();
-                    if of_study {
-                        return Err(Error::Refused(format!(
-                            "[set.{name}] {key}: that is the study's own to say, for all cells"
-                        )));
-                    }
-                }
-                settings.extend(own);
-            }
+            settings.extend(own_settings(&self.set, name, &OWN_KEYS, of_study)?);
         }
         settings.extend_from_slice(common);
         let labels = match self.own(method, "labels").or(self.own(encoder, "labels")) {
@@ -204,8 +194,27 @@ where
     }
 }
 
+/// The settings of `[set.NAME]`, without the keys in `own`, which are none; refused where the key of one is `of_study`.
+pub(super) fn own_settings(
+    set: &Table,
+    name: &str,
+    own: &[&str],
+    of_study: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, String)>> {
+    let mut settings = Vec::new();
+    if let Some(Value::Table(table)) = set.get(name) {
+        flatten(table, "", own, &mut settings);
+    }
+    if let Some((key, _)) = settings.iter().find(|(key, _)| of_study(key)) {
+        return Err(Error::Refused(format!(
+            "[set.{name}] {key}: that is the study's own to say, for all cells"
+        )));
+    }
+    Ok(settings)
+}
+
 /// Nested tables to pairs of dotted key and value, without the keys in `own`, which are no settings.
-pub(super) fn flatten(table: &Table, prefix: &str, own: &[&str], into: &mut Vec<(String, String)>) {
+fn flatten(table: &Table, prefix: &str, own: &[&str], into: &mut Vec<(String, String)>) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value {

@@ -166,6 +166,18 @@ pub fn replay_step<M: Module>(
         rest: record.rest,
     };
     let (checkpoint, _) = Checkpoints::new(folder, KEPT).newest_valid()?;
+    let kept = checkpoint.position.step + 1;
+    if kept != record.step {
+        return Err(Error::Foreign {
+            path: run.path().to_owned(),
+            message: format!(
+                "died while it kept a bad step: the network is that of step {kept}, the batch that of step {}; go on \
+                 with `qbheat resume {}`, which keeps both again where it meets the step again",
+                record.step,
+                run.path().display()
+            ),
+        });
+    }
     let state = checkpoint.restore(model, optimizer, device)?;
     let loss = loss(&state.model, &batch).map_err(damaged)?;
     let value: f32 = loss.clone().into_scalar();

@@ -147,16 +147,19 @@ impl Checkpoints {
         // Only a damaged checkpoint is ever in the way: a resume starts from the newest one that verifies.
         remove_folder(&target)?;
         rename_durably(&scratch, &target)?;
-        self.clean_up();
+        self.clean_up(&target);
         Ok(())
     }
 
-    /// The newest checkpoint that verifies, and what was wrong with newer ones.
+    /// The newest checkpoint that verifies, and for people what was wrong with newer ones.
     pub fn newest_valid(&self) -> Result<(Checkpoint, Vec<String>)> {
         let mut problems = Vec::new();
         for path in self.newest_first() {
             match read(&path) {
-                Ok(checkpoint) => return Ok((checkpoint, problems)),
+                Ok(checkpoint) => {
+                    let note = |problem: String| format!("passed over a checkpoint: {problem}");
+                    return Ok((checkpoint, problems.into_iter().map(note).collect()));
+                }
                 Err(problem) => problems.push(format!("{}: {problem}", path.display())),
             }
         }
@@ -185,10 +188,14 @@ impl Checkpoints {
     }
 
     /// A failed deletion costs disk space, not the run: it is tried again after the next checkpoint.
-    fn clean_up(&self) {
-        let old = self.newest_first().into_iter().skip(self.keep);
-        for path in old.chain(self.entries(SCRATCH)) {
-            let _ = remove_folder(&path);
+    fn clean_up(&self, saved: &Path) {
+        // Whoever saves below other checkpoints went on without them: they would outlive all that is sound.
+        let found = self.newest_first();
+        let abandoned = found.partition_point(|path| path.as_path() > saved);
+        let (abandoned, kept) = found.split_at(abandoned);
+        let old = kept.iter().skip(self.keep);
+        for path in abandoned.iter().chain(old).chain(&self.entries(SCRATCH)) {
+            let _ = remove_folder(path);
         }
     }
 }
@@ -236,7 +243,7 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Init;
+    use crate::nn::{Init, Linear};
 
     const OPTIMIZER: AdamWConfig = AdamWConfig {
         betas: [0.9, 0.95],
@@ -244,6 +251,36 @@ mod tests {
         clip_norm: 0.0,
         encoder_rate: 1.0,
     };
+
+    fn save(checkpoints: &Checkpoints, step: u64) -> TrainState<Linear> {
+        let state = TrainState {
+            model: Init::new(0, &crate::device().autodiff()).linear(3, 2),
+            optimizer: AdamW::new(OPTIMIZER),
+            step,
+        };
+        let position = Position {
+            step,
+            steps_per_epoch: 1,
+            seed: 0,
+            events_bytes: 0,
+            data: String::new(),
+        };
+        checkpoints.save(&state, position).unwrap();
+        state
+    }
+
+    #[test]
+    fn what_a_run_went_on_without_makes_room_for_its_newest_save() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
+        save(&checkpoints, 1000);
+        let damaged = checkpoints.newest_first().remove(0);
+        fs::write(damaged.join(MANIFEST), "{}").unwrap();
+        save(&checkpoints, 525);
+        let (checkpoint, notes) = checkpoints.newest_valid().unwrap();
+        assert_eq!((checkpoint.position.step, notes.len()), (525, 0));
+        assert_eq!(checkpoints.newest_first(), [checkpoint.path]);
+    }
 
     #[test]
     fn a_checkpoint_of_format_1_loads_for_ever() {
@@ -284,19 +321,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
         let device = crate::device().autodiff();
-        let state = TrainState {
-            model: Init::new(0, &device).linear(3, 2),
-            optimizer: AdamW::new(OPTIMIZER),
-            step: 1,
-        };
-        let position = Position {
-            step: 1,
-            steps_per_epoch: 1,
-            seed: 0,
-            events_bytes: 0,
-            data: String::new(),
-        };
-        checkpoints.save(&state, position).unwrap();
+        let state = save(&checkpoints, 1);
         let folder = checkpoints.newest_first().remove(0);
         for file in [MANIFEST, MODEL] {
             let path = folder.join(file);

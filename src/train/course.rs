@@ -88,6 +88,16 @@ pub enum Start<M> {
     After(M, Checkpoint),
 }
 
+impl<M> Start<M> {
+    /// Steps taken before.
+    pub fn steps(&self) -> u64 {
+        match self {
+            Self::Anew(..) => 0,
+            Self::After(_, checkpoint) => checkpoint.position.step,
+        }
+    }
+}
+
 /// One run, from its folder to its last step.
 pub struct Course<'a> {
     folder: RunFolder,
@@ -124,6 +134,11 @@ impl<'a> Course<'a> {
         &self.folder
     }
 
+    /// Who is told how it goes.
+    pub fn observer(&self) -> &'a dyn Observer {
+        self.around.observer
+    }
+
     /// The newest checkpoint that verifies; nothing where the run died before its first. Refused where it belongs to
     /// another seed or to other images.
     pub fn newest(&self) -> Result<Option<Checkpoint>> {
@@ -132,9 +147,9 @@ impl<'a> Course<'a> {
             observer.note("the run died before its first checkpoint; beginning anew");
             return Ok(None);
         }
-        let (checkpoint, problems) = self.checkpoints.newest_valid()?;
-        for problem in problems {
-            observer.note(&format!("passed over a checkpoint: {problem}"));
+        let (checkpoint, notes) = self.checkpoints.newest_valid()?;
+        for note in notes {
+            observer.note(&note);
         }
         let position = &checkpoint.position;
         let found = (position.seed, position.steps_per_epoch);

@@ -217,8 +217,13 @@ fn folders_that_are_no_run() {
         vec!["resume", path],
         vec!["report", path],
         vec!["probe", path, "--data", "builtin:cifar10"],
+        vec!["detect", "eval", path, "--data", "boxes.json"],
     ] {
-        refused(&arguments, 2, &[path, "not a run folder"]);
+        refused(
+            &arguments,
+            2,
+            &[path, "not a run folder", "`qbheat detect train`"],
+        );
     }
     refused(
         &["resume", "/nowhere/at/all"],
@@ -264,6 +269,33 @@ fn weights_that_are_none() {
         2,
         &["did you mean `linear`"],
     );
+}
+
+#[test]
+fn a_detector_needs_weights_and_learns_one_batch_by_heart_whole() {
+    let train = |weights: &str, more: &[&str], words: &[&str]| {
+        let mut arguments = vec!["detect", "train", weights];
+        arguments.extend(["--data", "boxes.json", "--out", "OUT"]);
+        arguments.extend(more);
+        refused(&arguments, 2, words);
+    };
+    train("/nowhere", &[], &["/nowhere", "no such file", "WEIGHTS"]);
+    for flag in ["--val", "--val-part", "--limit", "--batch-size"] {
+        train(
+            "untrained:mobilenet-tiny",
+            &["--overfit-one-batch", flag, "4"],
+            &["--overfit-one-batch", flag],
+        );
+    }
+}
+
+#[test]
+fn the_part_to_score_is_not_looked_for_in_a_json() {
+    let weights = "untrained:mobilenet-tiny";
+    let mut arguments = vec!["detect", "train", weights, "--data", "train.json"];
+    arguments.extend(["--val-part", "val", "--out", "OUT"]);
+    let words = ["train.json", "no `val` in its name", "--val"];
+    refused(&arguments, 1, &words);
 }
 
 #[test]

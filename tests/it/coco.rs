@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qbheat::config::DetectConfig;
 use qbheat::data::DataConfig;
-use qbheat::detect::{Class, DetectionSet, Kind, Origin, TrueBox};
+use qbheat::detect::{Class, DetectionSet, Kind, Origin, TrueBox, find_parts};
 use qbheat::error::Error;
 use qbheat::observe::Silent;
 use serde_json::{Value, json};
@@ -186,6 +187,15 @@ fn images_that_are_wrong_are_named_with_id_and_file_and_the_rest_is_used() {
         let first = annotations["images"][0].clone();
         annotations["images"].as_array_mut().unwrap().push(first);
     };
+    let two_ids = |annotations: &mut Value| {
+        let name = annotations["images"][0]["file_name"].clone();
+        push("images", json!({"id": 4, "file_name": name}))(annotations);
+        // The first of these is what image 1 has already.
+        for bbox in [[2, 3, 10, 12], [5, 5, 6, 6]] {
+            let annotation = json!({"image_id": 4, "category_id": 1, "bbox": bbox});
+            push("annotations", annotation)(annotations);
+        }
+    };
     check_cases(vec![
         case(
             image(0, "file_name", json!("images/nowhere.png")),
@@ -216,6 +226,12 @@ fn images_that_are_wrong_are_named_with_id_and_file_and_the_rest_is_used() {
             Kind::ImageTwice,
             &["image 1 (images/000.png)", "twice"],
             (3, 2),
+        ),
+        case(
+            two_ids,
+            Kind::ImageUnderTwoIds,
+            &["image 4 (images/000.png)", "image 1"],
+            (3, 3),
         ),
     ]);
 }
@@ -512,12 +528,27 @@ fn files_that_cannot_be_meant_are_refused() {
     assert_eq!(missing.exit_code(), 2);
     refused(Err(missing), &["/nowhere/boxes.json", "--data"]);
     let home = folder(&boxes().to_string());
+    refused(
+        open_part(&home.path().join("boxes.json"), "val"),
+        &["boxes.json", "no `val` in its name"],
+    );
     let missing = open(&Origin {
         path: home.path().join("boxes.json"),
         images: "/nowhere".into(),
         ..Origin::default()
     });
     refused(missing, &["/nowhere", "--images"]);
+}
+
+#[test]
+fn a_part_without_boxes_is_refused_as_a_part() {
+    let set = open_json(&boxes().to_string()).unwrap();
+    assert_eq!(set.part(&[0, 2]).unwrap().images.len(), 2);
+    let text = set.part(&[2]).err().unwrap().to_string();
+    assert!(
+        text.contains("1 of its 3 images") && text.contains("data.held_out"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -582,6 +613,14 @@ fn one_tar_or_folder_holds_images_and_several_annotation_files() {
         assert!(set.path().ends_with("annotations/instances_val.json"));
         assert_eq!(set.picture(3).unwrap().width, 640);
     }
+    // Annotations that no image lies beside.
+    let apart = Origin {
+        path: bccd().join("annotations"),
+        images: bccd().join("images"),
+        part: "val".to_owned(),
+    };
+    assert_eq!(apart.annotation_files().unwrap().len(), 2);
+    assert_eq!(open(&apart).unwrap().images.len(), 4);
     let message = |part: &str| open_part(&tar, part).err().unwrap().to_string();
     let several = message("");
     assert!(
@@ -605,6 +644,44 @@ fn one_tar_or_folder_holds_images_and_several_annotation_files() {
     write_images(home.path(), &["images"], 1, SIDE);
     let without = open_part(home.path(), "").err().unwrap().to_string();
     assert!(without.contains("no annotation file"), "{without}");
+}
+
+#[test]
+fn the_annotations_to_score_are_found_beside_those_to_train_on() {
+    let home = tempfile::tempdir().unwrap();
+    write_images(home.path(), &["images"], 1, SIDE);
+    let found = |part: &str| {
+        let mut config = DetectConfig {
+            train: Origin {
+                path: home.path().to_owned(),
+                part: part.to_owned(),
+                ..Origin::default()
+            },
+            ..DetectConfig::default()
+        };
+        find_parts(&mut config).unwrap();
+        assert_eq!(
+            config.val.path.as_os_str().is_empty(),
+            config.val.part.is_empty()
+        );
+        [config.train.part, config.val.part]
+    };
+    let add = |names: [&str; 2]| {
+        for name in names {
+            fs::write(home.path().join(name), "{}").unwrap();
+        }
+    };
+    add(["instances_train2017.json", "instances_val2017.json"]);
+    assert_eq!(found(""), ["train", "val"]);
+    assert_eq!(found("train"), ["train", "val"]);
+    assert_eq!(found("val"), ["val", ""]);
+    add(["captions_train2017.json", "captions_val2017.json"]);
+    assert_eq!(
+        found("instances_train"),
+        ["instances_train", "instances_val"]
+    );
+    assert_eq!(found("instances_val"), ["instances_val", ""]);
+    assert_eq!(found(""), ["", ""]);
 }
 
 #[test]

@@ -76,8 +76,15 @@ fn state(run: &Path) -> StateDict {
 fn a_training_that_was_stopped_ends_as_one_that_was_not() {
     let home = tempfile::tempdir().unwrap();
     let (whole, broken) = (home.path().join("whole"), home.path().join("broken"));
-    for unfreeze in ["false", "true"] {
-        let config = config(&[("detect.unfreeze", unfreeze)]);
+    let levels = [
+        ("encoder.name", "resnet-18"),
+        ("encoder.init", ""),
+        ("encoder.stride", "32"),
+    ];
+    for (unfreeze, encoder) in [("false", &[][..]), ("true", &[]), ("true", &levels)] {
+        let config = config(&[&[("detect.unfreeze", unfreeze)], encoder].concat());
+        let maps = if encoder.is_empty() { 1 } else { 3 };
+        assert_eq!(config.detect.strides.len(), maps);
         train(&config, &whole, u64::MAX);
         train(&config, &broken, 3);
         assert_eq!(losses(&broken).len(), 3);
@@ -201,14 +208,24 @@ fn it_is_trained_scored_resumed_shown_and_put_to_use() {
     let results: Vec<Value> = serde_json::from_slice(&results).unwrap();
     assert_eq!(results.len() as u64, answer["boxes"].as_u64().unwrap());
     assert!(Path::new(&found).join("BloodImage_00001.jpg").is_file());
+
+    let newest = Path::new(&run).join("checkpoints/step-000000006/model.safetensors");
+    fs::write(newest, "damaged").unwrap();
+    let older = qbheat(&["detect", "eval", &run, "--data", &data, "--part", "val"]);
+    assert!(stderr(&older).contains("passed over a checkpoint"));
+    let text = String::from_utf8_lossy(&older.stdout).into_owned();
+    assert!(text.starts_with("after 3 of 6 steps: AP"), "{text}");
 }
 
 #[test]
 fn without_images_to_score_some_are_held_out_and_all_boxes_may_be_one_class() {
     let home = tempfile::tempdir().unwrap();
     let run = home.path().join("run");
-    let data = bccd().join("annotations/instances_train.json");
-    let more = ["--epochs", "1", "--class-agnostic", "--seed", "3"];
+    let data = home.path().join("boxes.json");
+    fs::copy(bccd().join("annotations/instances_train.json"), &data).unwrap();
+    let images = bccd().display().to_string();
+    let mut more = vec!["--epochs", "1", "--class-agnostic", "--seed", "3"];
+    more.extend(["--images", &images]);
     let trained = json(&qbheat(&arguments(
         data.to_str().unwrap(),
         run.to_str().unwrap(),
@@ -226,6 +243,17 @@ fn without_images_to_score_some_are_held_out_and_all_boxes_may_be_one_class() {
         })
     };
     assert!(!val.is_empty() && val.iter().all(|name| !train.contains(name)));
+
+    // With one image less, others are held out.
+    let mut boxes: Value = serde_json::from_slice(&fs::read(&data).unwrap()).unwrap();
+    boxes["images"].as_array_mut().unwrap().remove(0);
+    fs::write(&data, boxes.to_string()).unwrap();
+    for command in ["report", "resume"] {
+        let refused = qbheat(&[command, run.to_str().unwrap()]);
+        let text = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{command}: {text}");
+        assert!(text.contains("other images or boxes"), "{command}: {text}");
+    }
 }
 
 #[test]
@@ -302,13 +330,18 @@ fn what_it_cannot_learn_by_heart_is_told_and_a_detector_is_no_pre_training() {
             "`nothing`",
         ),
         (arguments(&path("none.json"), &path("e"), &[]), 2, "--data"),
+        (
+            arguments(&data, &path("f"), &["--val", &path("none.json")]),
+            2,
+            "given to --val",
+        ),
     ] {
         let refused = qbheat(&arguments);
         let text = stderr(&refused);
         assert_eq!(refused.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
-    for name in ["a", "b", "c", "d", "e"] {
+    for name in ["a", "b", "c", "d", "e", "f"] {
         assert!(!home.path().join(name).exists(), "{name} was made");
     }
 }

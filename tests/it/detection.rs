@@ -2,21 +2,24 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use qbheat::config::DetectorConfig;
 use qbheat::data::{DataConfig, ImageSize};
 use qbheat::detect::{
-    Class, DetectionBatch, DetectionLoader, DetectionLoaderConfig, MeanBoxes, Prediction, Score,
-    TrueBox, ViewConfig, baselines, chance, score,
+    Class, DetectionBatch, DetectionLoader, DetectionLoaderConfig, DetectionSet, Kind, MeanBoxes,
+    Prediction, Score, Sets, TrueBox, ViewConfig, baselines, chance, score,
 };
+use qbheat::error::Error;
+use qbheat::observe::{Observer, Silent};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::coco::{bccd, changed, open_part};
+use crate::support::write_images;
 
 fn loader(view: Option<ViewConfig>, threads: usize, first_step: u64) -> DetectionLoader {
     let set = open_part(&bccd(), "train").unwrap();
-    let subset = Arc::new((0..set.images.len()).collect());
     let config = DetectionLoaderConfig {
         seed: 3,
         image_size: ImageSize {
@@ -30,7 +33,7 @@ fn loader(view: Option<ViewConfig>, threads: usize, first_step: u64) -> Detectio
             ..DataConfig::default()
         },
     };
-    DetectionLoader::new(&Arc::new(set), &subset, &config, first_step)
+    DetectionLoader::new(&Arc::new(set), &config, first_step)
 }
 
 fn batches(loader: &mut DetectionLoader, count: usize) -> Vec<DetectionBatch> {
@@ -73,6 +76,120 @@ fn without_a_view_of_its_own_training_sees_what_evaluation_sees() {
     let whole = DetectionBatch::whole(&set, &batch.indices, batch.placements[0].frame).unwrap();
     assert!(whole.pixels == batch.pixels, "other pixels");
     assert_eq!((whole.shape, whole.boxes), (batch.shape, batch.boxes));
+}
+
+/// A folder of 12 images with a box each, and their annotations as `train.json`.
+fn twelve() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    write_images(home.path(), &["images"], 12, 32);
+    let images: Vec<Value> = (0..12)
+        .map(|id| json!({"id": id, "file_name": format!("images/{id:03}.png")}))
+        .collect();
+    let boxes: Vec<Value> = (0..12)
+        .map(|id| json!({"id": id, "image_id": id, "category_id": 1, "bbox": [2, 3, 10, 12]}))
+        .collect();
+    let document = json!({
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "cat"}],
+    });
+    fs::write(home.path().join("train.json"), document.to_string()).unwrap();
+    home
+}
+
+/// Images of `train.json` that are not kept in memory; where nothing is to be scored, 3 of 12 are held out.
+fn sets(home: &Path, more: &[(&str, &str)], observer: &dyn Observer) -> Result<Sets, Error> {
+    let train = home.join("train.json").display().to_string();
+    let given = [
+        ("detect.train.path", train.as_str()),
+        ("optim.batch_size", "4"),
+        ("data.held_out", "0.25"),
+        ("data.memory_mib", "0"),
+    ];
+    let settings: Vec<(String, String)> = given
+        .iter()
+        .chain(more)
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    Sets::open(&DetectorConfig::load(None, &settings)?, observer)
+}
+
+#[derive(Default)]
+struct Notes(Mutex<String>);
+
+impl Observer for Notes {
+    fn begin(&self, _stage: &str, _total: u64) {}
+    fn progress(&self, _done: u64, _detail: &str) {}
+    fn end(&self) {}
+    fn note(&self, text: &str) {
+        self.0.lock().unwrap().push_str(text);
+    }
+}
+
+#[test]
+fn images_that_cannot_be_decoded_are_not_scored_and_others_are_trained_on_in_their_place() {
+    let home = twelve();
+    let open = |allowed: &str, observer: &dyn Observer| {
+        sets(home.path(), &[("data.max_bad_share", allowed)], observer)
+    };
+    let sound = open("0.4", &Silent).unwrap();
+    assert_eq!((sound.train.images.len(), sound.val.images.len()), (9, 3));
+    let first = |set: &DetectionSet| set.images[0].name.clone();
+    let (trained, scored) = (first(&sound.train), first(&sound.val));
+    for name in [&trained, &scored] {
+        // The header stays, and so does the length.
+        let path = home.path().join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[60..].fill(0);
+        fs::write(&path, bytes).unwrap();
+    }
+
+    let notes = Notes::default();
+    let damaged = open("0.4", &notes).unwrap();
+    let told = notes.0.into_inner().unwrap();
+    assert!(told.contains(&scored) && !told.contains(&trained), "{told}");
+    assert_eq!(
+        (damaged.train.images.len(), damaged.val.images.len()),
+        (9, 2)
+    );
+    assert_eq!(damaged.val.summary().findings[&Kind::ImageUnreadable], 1);
+    assert!((0..2).all(|index| damaged.val.picture(index).is_ok()));
+    // So a run that has begun goes on.
+    assert_eq!(damaged.fingerprint(), sound.fingerprint());
+    let batch = DetectionBatch::whole(&damaged.train, &[0, 2], ImageSize::square(32)).unwrap();
+    assert_eq!(batch.indices, [1, 2]);
+    assert_eq!(batch.passed_over[0].name, trained);
+
+    let text = open("0.1", &Silent).err().unwrap().to_string();
+    for word in ["1 of 3", "data.max_bad_share", scored.as_str()] {
+        assert!(text.contains(word), "`{word}` is missing: {text}");
+    }
+}
+
+#[test]
+fn it_is_said_how_the_images_to_score_came_to_be() {
+    let home = twelve();
+    let at = |name: &str| home.path().join(name).display().to_string();
+    let (train, val) = (at("train.json"), at("val.json"));
+    let text = fs::read_to_string(&train).unwrap();
+    fs::write(&val, text + "\n").unwrap();
+    let limit = ("detect.limit", "5");
+    let same = ("detect.val.path", train.as_str());
+    let by_heart = "only shows whether it can learn";
+    for (more, words) in [
+        (vec![], "scored on images held out of it: 3 images"),
+        (vec![limit], "scored on images held out of it: 3 images"),
+        (
+            vec![("detect.val.path", val.as_str())],
+            "val.json: 12 images",
+        ),
+        (vec![same], by_heart),
+        (vec![same, limit], by_heart),
+        (vec![("detect.overfit", "4")], by_heart),
+    ] {
+        let said = sets(home.path(), &more, &Silent).unwrap().describe();
+        assert!(said.contains(words), "{more:?}: {said}");
+    }
 }
 
 #[derive(Deserialize)]

@@ -194,6 +194,16 @@ fn a_wrong_study_of_detectors_is_refused_with_its_key() {
         ),
         (
             after,
+            with("[set.shipped]\nthreads = 1"),
+            "[set.shipped] threads",
+        ),
+        (
+            after,
+            with("[set.shipped]\ndetect.class_agnostic = true"),
+            "detect.class_agnostic",
+        ),
+        (
+            after,
             with("[set.shipped]\nseeds = [7]"),
             "set.shipped.seeds",
         ),
@@ -205,6 +215,11 @@ fn a_wrong_study_of_detectors_is_refused_with_its_key() {
         (
             "test_part = \"val\"",
             "test_part = \"x\"".to_owned(),
+            "test_part",
+        ),
+        (
+            "test_part = \"val\"",
+            "test_part = \"train\"".to_owned(),
             "test_part",
         ),
         (

@@ -149,6 +149,46 @@ fn every_encoder_maps_whole_images_quarters_and_odd_sizes_at_every_stride() {
 }
 
 #[test]
+fn maps_of_finer_strides_have_the_published_channels_and_end_in_the_feature_map() {
+    // C3, C4 and C5 of the papers' tables.
+    let published = [
+        ("resnet-18", [128, 256, 512]),
+        ("resnet-50", [512, 1024, 2048]),
+        ("mobilenet-v2", [32, 96, 1280]),
+        ("mobilenet-v2-320", [32, 96, 320]),
+    ];
+    for spec in encoder::all() {
+        let own = spec.strides[0];
+        let finer: &[usize] = if own == 32 { &[8, 16] } else { &[4] };
+        let encoder = build(spec, own).valid();
+        let channels = encoder.map_channels(3, finer);
+        if let Some((_, known)) = published.iter().find(|(name, _)| *name == spec.name) {
+            assert_eq!(channels, known, "{}", spec.name);
+        }
+        let [height, width] = [2 * own + 1, 3 * own - 5];
+        let image = image(height, width).inner();
+        let maps = encoder.maps(image.clone(), finer);
+        let strides = finer.iter().chain([&own]);
+        for ((map, stride), channels) in maps.iter().zip(strides).zip(&channels) {
+            let sides = [height.div_ceil(*stride), width.div_ceil(*stride)];
+            assert_eq!(
+                map.dims(),
+                [2, sides[0], sides[1], *channels],
+                "{}",
+                spec.name
+            );
+        }
+        assert_eq!(maps.len(), finer.len() + 1, "{}", spec.name);
+        let last = values(maps.last().unwrap().clone());
+        assert!(
+            last == values(encoder.channels_last(image)),
+            "{}",
+            spec.name
+        );
+    }
+}
+
+#[test]
 fn every_parameter_of_every_encoder_learns_from_the_map_alone_at_every_stride() {
     for spec in encoder::all() {
         for &stride in spec.strides {

@@ -247,7 +247,7 @@ fn a_mobile_former_equals_pytorch_on_whole_images_and_quarters_in_both_modes() {
             };
             let x = x.clone().detach().require_grad();
             let image = x.clone().permute([0, 2, 3, 1]);
-            let (map, tokens) = network.forward_with_tokens(image);
+            let (map, tokens) = network.forward_with_tokens(image, |_| {});
             let map = map.permute([0, 3, 1, 2]);
             assert_close(
                 &fixtures,
@@ -280,12 +280,12 @@ fn small_resnets_equal_pytorch_in_both_modes() {
         };
         let network = |stride| ResNet::new(&table, Build { stride, inputs: 3 }, &mut init());
         layer_case(case, network(8), [2, 3, 30, 26], |network, x| {
-            channels_last(|x| network.forward(x), x)
+            channels_last(|x| network.forward(x, |_| {}), x)
         });
         // Stride 2: a stem that does not halve, and no pool.
         let network = fill(network(2)).valid();
         let image: Tensor<4> = tensor(&wave(&[2, 3, 12, 10], 0.5, 1.0));
-        let map = channels_last(|x| network.forward(x), image.inner());
+        let map = channels_last(|x| network.forward(x, |_| {}), image.inner());
         assert_close(
             &fixtures(),
             &format!("{case}/evaluation"),

@@ -378,9 +378,17 @@ fn more_epochs_are_refused_under_a_cosine_and_taken_under_a_constant_rate() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("cosine"), "{}", stderr(&output));
     let constant = setup.uninterrupted("constant", &["--set", "optim.schedule=constant"]);
-    let output = qbheat(&["resume", constant.to_str().unwrap(), "--epochs", "7"]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(losses(&constant).len() as u64, STEPS + 4);
+    // Of one that died before its first checkpoint there is only this.
+    let died = setup.run("died");
+    fs::create_dir(&died).unwrap();
+    fs::copy(constant.join("config.toml"), died.join("config.toml")).unwrap();
+    for run in [constant, died] {
+        let output = qbheat(&["resume", run.to_str().unwrap(), "--epochs", "7"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(losses(&run).len() as u64, STEPS + 4);
+        let config = fs::read_to_string(run.join("config.toml")).unwrap();
+        assert!(config.contains("\nepochs = 7\n"), "{config}");
+    }
 }
 
 #[test]
@@ -462,6 +470,18 @@ fn a_loss_that_is_no_number_stops_the_run_and_can_be_played_again() {
                 .as_array()
                 .unwrap()
                 .is_empty()
+        );
+        // The network of another step, as a kill before the batch is written leaves it.
+        let network = bad.last().unwrap()["step"].as_u64().unwrap() - 1;
+        let (kept, other) = (run.join("bad-step"), "step-000000000");
+        fs::remove_dir_all(kept.join(format!("step-{network:09}"))).unwrap();
+        copy(&run.join("checkpoints").join(other), &kept.join(other));
+        let output = qbheat(&["replay", run.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("the network is that of step 1,"),
+            "{}",
+            stderr(&output)
         );
     }
     let fine = setup.uninterrupted("fine", &[]);

@@ -57,20 +57,24 @@ impl MobileFormer {
         }
     }
 
-    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
-    pub fn forward(&self, image: Tensor<4>) -> Tensor<4> {
-        self.forward_with_tokens(image).0
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input.
+    pub fn forward(&self, image: Tensor<4>, look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
+        self.forward_with_tokens(image, look).0
     }
 
     /// The feature map, `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, and the tokens, `[N, M, d]`.
-    pub fn forward_with_tokens(&self, image: Tensor<4>) -> (Tensor<4>, Tensor<3>) {
+    pub fn forward_with_tokens(
+        &self,
+        image: Tensor<4>,
+        mut look: impl FnMut(&Tensor<4>),
+    ) -> (Tensor<4>, Tensor<3>) {
         let images = image.dims()[0];
         let tokens = self.tokens.val().unsqueeze::<3>().repeat_dim(0, images);
         let stem = chain(image, [self.stem.layer(Activation::Relu6)], false);
-        let (x, z) = self
-            .blocks
-            .iter()
-            .fold((stem, tokens), |(x, z), block| block.forward(x, z));
+        let (x, z) = self.blocks.iter().fold((stem, tokens), |(x, z), block| {
+            look(&x);
+            block.forward(x, z)
+        });
         match &self.widen {
             Some(widen) => (chain(x, [widen.layer(Activation::Identity)], false), z),
             None => (x, z),

@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use super::DetectionCell;
-use super::table::{
+use crate::config::Method;
+use crate::detect::Figures;
+use crate::study::table::{
     Interval, deviation, difference, failures, figure, interval, mean, or_empty, plain, quoted,
     title,
 };
-use crate::config::Method;
-use crate::detect::Figures;
 
 /// A line of the table.
 #[derive(Clone, Debug)]
