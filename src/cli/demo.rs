@@ -9,8 +9,7 @@ use qbheat::error::{Error, Result};
 use qbheat::observe::Observer;
 use qbheat::pretrain;
 use qbheat::probe::{
-    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe,
-    probe_data, whole_tasks,
+    ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, mean_gain, probe, probe_data, whole_tasks,
 };
 use qbheat::report::write_report;
 use qbheat::train::{RunFolder, Surroundings};
@@ -85,12 +84,8 @@ impl Demo {
         let mut data = probe_data(&dataset, None)?;
         data.train = data.train.limit(self.probe_images, config.seed);
         let probing = ProbeConfig {
-            image_size: config.image_size,
-            stride: config.encoder.stride,
-            seed: config.seed,
             epochs: TRAN1_EPOCHS,
-            search: false,
-            memory_mib: FEATURE_MEMORY_MIB,
+            ..ProbeConfig::new(config.image_size, config.seed)
         };
         let mut records = Vec::new();
         for name in [

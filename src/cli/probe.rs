@@ -10,8 +10,8 @@ use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::resumed_config;
 use qbheat::probe::{
-    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe,
-    probe_data, reestimate_batch_norm, whole_tasks,
+    EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe, probe_data,
+    reestimate_batch_norm, whole_tasks,
 };
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
@@ -34,7 +34,7 @@ pub struct Probe {
     #[arg(long, value_delimiter = ',', default_value = "knn,linear", value_parser = parse_protocol)]
     protocol: Vec<Protocol>,
     /// Epochs of tran-1 and of fine-tuning.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = EPOCHS)]
     epochs: usize,
     /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: the one it was trained with].
     #[arg(long)]
@@ -42,6 +42,10 @@ pub struct Probe {
     /// Channels of the images that an untrained encoder is built for: 3, or 1 for grey [default: 3].
     #[arg(long, value_parser = PossibleValuesParser::new(["1", "3"]).try_map(|text| text.parse::<usize>()))]
     channels: Option<usize>,
+    /// Score what goes into the block so many before the encoder's end, as it stands (its last 1×1 convolution counts as
+    /// one): the last layers of a masked model are its decoder's.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
+    layers_before_end: usize,
     /// Take batch-norm statistics from whole training images first; those of pre-training come from quarters.
     #[arg(long)]
     reestimate_bn: bool,
@@ -115,15 +119,17 @@ impl Probe {
         }
         images.channels = weights.metadata.images().channels;
         let config = ProbeConfig {
-            image_size: images.size,
-            stride: weights.metadata.stride,
-            seed,
             epochs: self.epochs,
-            search: false,
-            memory_mib: FEATURE_MEMORY_MIB,
+            layers_before_end: self.layers_before_end,
+            ..ProbeConfig::new(images.size, seed)
         };
         if self.epochs == 0 {
             return Err(Error::Refused("--epochs 0: at least 1".into()));
+        }
+        if self.layers_before_end > 0 && self.protocol.contains(&Protocol::Finetune) {
+            return Err(Error::Refused(
+                "--layers-before-end: finetune trains the whole encoder; leave it out of --protocol".into(),
+            ));
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         use_threads(self.common.threads.unwrap_or(threads));
@@ -160,6 +166,11 @@ impl Probe {
             weights.encoder.clone()
         };
         let mut name = label(&weights);
+        match self.layers_before_end {
+            0 => {}
+            1 => name += ", 1 block before the end",
+            blocks => name += &format!(", {blocks} blocks before the end"),
+        }
         if self.reestimate_bn {
             name += ", re-estimated batch norm";
         }

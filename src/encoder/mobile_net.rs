@@ -153,7 +153,8 @@ impl MobileNet {
         }
     }
 
-    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input.
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input
+    /// and that of the last convolution.
     pub fn forward(&self, image: Tensor<4>, mut look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
         let stem = Layer::new(&self.stem, &self.stem_norm, self.activation);
         let features = self
@@ -164,11 +165,11 @@ impl MobileNet {
                 block.forward(features)
             });
         match (&self.head, &self.head_norm) {
-            (Some(head), Some(norm)) => chain(
-                features,
-                [Layer::new(head, norm, Activation::Identity)],
-                false,
-            ),
+            (Some(head), Some(norm)) => {
+                look(&features);
+                let head = Layer::new(head, norm, Activation::Identity);
+                chain(features, [head], false)
+            }
             _ => features,
         }
     }

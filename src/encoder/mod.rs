@@ -6,6 +6,8 @@ mod mobile_former;
 mod mobile_net;
 mod resnet;
 
+use std::collections::VecDeque;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -111,6 +113,31 @@ impl Encoder {
             }
         });
         found.into_iter().flatten().chain([last]).collect()
+    }
+
+    /// What goes into the block so many before the end, `[N, C, h, w]`, a last 1×1 convolution counting as one; for 0
+    /// the feature map. An error where there are not so many.
+    pub fn layer(&self, image: Tensor<4>, before_end: usize) -> Result<Tensor<4>> {
+        let mut last = VecDeque::new();
+        let map = self.forward_past(image, |map| {
+            if last.len() == before_end {
+                last.pop_front();
+            }
+            if before_end > 0 {
+                last.push_back(map.clone());
+            }
+        });
+        let found = match before_end {
+            0 => map,
+            _ if last.len() < before_end => {
+                return Err(Error::Refused(format!(
+                    "--layers-before-end {before_end}: the encoder has {} blocks",
+                    last.len()
+                )));
+            }
+            _ => last.pop_front().expect("at least one"),
+        };
+        Ok(found.permute([0, 3, 1, 2]))
     }
 
     /// Channels of each of [`Self::maps`], for an encoder of images with `inputs` channels.

@@ -99,14 +99,7 @@ impl Run<'_> {
 
     /// Adds rank, spread and, where there are labels, k-NN accuracy of the features as they are now.
     fn watch(&self, encoder: &Encoder, event: &mut Value) -> Result<()> {
-        let config = ProbeConfig {
-            image_size: self.config.image_size,
-            stride: self.config.encoder.stride,
-            seed: self.config.seed,
-            epochs: 0,
-            search: false,
-            memory_mib: 0,
-        };
+        let config = ProbeConfig::new(self.config.image_size, self.config.seed);
         let classes = &self.dataset.classes;
         let limit = self.config.run.watch_images;
         let part = |indices: &[usize]| -> Result<Part> {

@@ -33,6 +33,7 @@ enum Maps<'a> {
         dataset: &'a Dataset,
         indices: Vec<usize>,
         image_size: ImageSize,
+        layers_before_end: usize,
     },
 }
 
@@ -96,42 +97,40 @@ pub fn extract<'a>(
     observer: &dyn Observer,
 ) -> Result<Features<'a>> {
     let encoder = encoder.valid();
-    let channels = encoder.channels();
-    let ImageSize { height, width } = config.image_size;
-    let positions = height.div_ceil(config.stride) * width.div_ceil(config.stride);
-    let map_bytes = (part.indices.len() * positions * channels * 4) as u64;
-    let keep_maps = keep_maps && map_bytes <= config.memory_mib << 20;
-    let mut pooled = Vec::with_capacity(part.indices.len() * channels);
-    let mut kept = Vec::new();
+    let mut pooled = Vec::new();
+    let mut kept = keep_maps.then(Vec::new);
     let mut moments: Option<Moments> = None;
-    let mut grid = [0; 2];
+    let (mut channels, mut grid) = (0, [0; 2]);
     observer.begin("computing features", part.indices.len() as u64);
     for (batch, indices) in part.indices.chunks(BATCH).enumerate() {
         let images = whole_images(part.dataset, indices, config.image_size)?;
-        let map = encoder.forward(images);
+        let map = encoder.layer(images, config.layers_before_end)?;
         let [n, c, h, w] = map.dims();
-        grid = [h, w];
+        (channels, grid) = (c, [h, w]);
+        if (part.indices.len() * c * h * w * 4) as u64 > config.memory_mib << 20 {
+            kept = None;
+        }
         let map = map.reshape([n, c, h * w]);
         pooled.extend(crate::nn::values(map.clone().mean_dim(2)));
         let positions = map.swap_dims(1, 2).reshape([n * h * w, c]);
         moments
             .get_or_insert_with(|| Moments::shifted_by_mean_of(&positions))
             .add(positions.clone());
-        if keep_maps {
+        if let Some(kept) = &mut kept {
             kept.extend(crate::nn::values(positions));
         }
         observer.progress((batch * BATCH + n) as u64, "");
     }
     observer.end();
-    let maps = if keep_maps {
-        Maps::Kept(kept)
-    } else {
-        Maps::Recomputed {
+    let maps = match kept {
+        Some(kept) => Maps::Kept(kept),
+        None => Maps::Recomputed {
             encoder: Box::new(encoder),
             dataset: part.dataset,
             indices: part.indices.clone(),
             image_size: config.image_size,
-        }
+            layers_before_end: config.layers_before_end,
+        },
     };
     Ok(Features {
         pooled: Matrix {
@@ -193,9 +192,11 @@ impl Features<'_> {
                 dataset,
                 indices,
                 image_size,
+                layers_before_end,
             } => {
                 let indices: Vec<usize> = places.iter().map(|&place| indices[place]).collect();
-                let map = encoder.forward(whole_images(dataset, &indices, *image_size)?);
+                let images = whole_images(dataset, &indices, *image_size)?;
+                let map = encoder.layer(images, *layers_before_end)?;
                 Ok(map.reshape([places.len(), c, t]).swap_dims(1, 2))
             }
         }

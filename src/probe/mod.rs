@@ -32,8 +32,10 @@ pub use tran1::tran1_scores;
 /// Of what probes train: tran-1 and fine-tuning.
 const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.05;
+/// Epochs of tran-1 and of fine-tuning, where nothing else is asked for.
+pub const EPOCHS: usize = 15;
 /// Feature maps up to this many MiB are worth keeping.
-pub const FEATURE_MEMORY_MIB: u64 = 4096;
+const FEATURE_MEMORY_MIB: u64 = 4096;
 
 /// The ways to score features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,8 +72,6 @@ impl Protocol {
 pub struct ProbeConfig {
     /// Size of the images.
     pub image_size: ImageSize,
-    /// Image pixels a position of the feature map.
-    pub stride: usize,
     /// Decides initial weights, order and held-out parts.
     pub seed: u64,
     /// Epochs of tran-1 and of fine-tuning.
@@ -80,6 +80,23 @@ pub struct ProbeConfig {
     pub search: bool,
     /// Feature maps up to this many MiB are computed once and kept.
     pub memory_mib: u64,
+    /// Scores what goes into the block so many before the encoder's end instead of its feature map; see
+    /// [`Encoder::layer`].
+    pub layers_before_end: usize,
+}
+
+impl ProbeConfig {
+    /// The usual one for images of this size.
+    pub fn new(image_size: ImageSize, seed: u64) -> Self {
+        Self {
+            image_size,
+            seed,
+            epochs: EPOCHS,
+            search: false,
+            memory_mib: FEATURE_MEMORY_MIB,
+            layers_before_end: 0,
+        }
+    }
 }
 
 /// Images to train a probe on and images to score it with.

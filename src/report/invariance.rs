@@ -367,12 +367,8 @@ fn picture_rows(found: &Invariance, weights: &[Weights], parts: &Parts) -> Resul
     };
     for (encoder, weights) in found.encoders.iter().zip(weights) {
         let config = ProbeConfig {
-            image_size: found.image_size,
-            stride: encoder.stride,
-            seed: found.seed,
-            epochs: 0,
-            search: false,
             memory_mib: MEMORY_MIB,
+            ..ProbeConfig::new(found.image_size, found.seed)
         };
         let features = extract(&weights.encoder, &gallery, &config, true, &Silent)?;
         let components = principal_components(&features, shown.len())?;

@@ -278,12 +278,8 @@ fn pictures_of<M: PretrainModel>(
         labels: Vec::new(),
     };
     let probe = ProbeConfig {
-        image_size: config.image_size,
-        stride: config.encoder.stride,
-        seed: config.seed,
-        epochs: 0,
-        search: false,
         memory_mib: MEMORY_MIB,
+        ..ProbeConfig::new(config.image_size, config.seed)
     };
     let features = extract(model.encoder(), &part, &probe, true, &Silent)?;
     let components = principal_components(&features, shown.len())?;

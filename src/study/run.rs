@@ -16,16 +16,12 @@ use crate::config::Config;
 use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::pretrain::{self, suited};
-use crate::probe::{
-    FEATURE_MEMORY_MIB, ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data,
-};
+use crate::probe::{ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data};
 use crate::train::{ENCODER_FILE, Surroundings};
 use crate::weights::Weights;
 
 /// Steps from which the pace is measured.
 const PACE_STEPS: usize = 30;
-/// Epochs of fine-tuning.
-const FINETUNE_EPOCHS: usize = 15;
 
 /// Keys that an untrained network does not depend on.
 const OF_TRAINING: [&str; 6] = [
@@ -164,12 +160,8 @@ impl<'a> Study<'a> {
         cell.scores = scores;
         let config = &planned.config;
         let probing = ProbeConfig {
-            image_size: config.image_size,
-            stride: config.encoder.stride,
-            seed: config.seed,
-            epochs: FINETUNE_EPOCHS,
             search: true,
-            memory_mib: FEATURE_MEMORY_MIB,
+            ..ProbeConfig::new(config.image_size, config.seed)
         };
         let Surroundings { observer, stop } = self.folder.around;
         probe(

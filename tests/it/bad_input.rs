@@ -311,6 +311,9 @@ fn a_probe_needs_an_image_of_each_class() {
         arguments.extend(["--limit", limit]);
         refused(&arguments, 2, &["--limit", "at least 10"]);
     }
+    let layers = ["--layers-before-end", "12", "--limit", "10"];
+    let words = ["--layers-before-end 12", "11 blocks"];
+    refused(&[&probe[..], &layers].concat(), 2, &words);
 }
 
 #[test]

@@ -189,6 +189,24 @@ fn maps_of_finer_strides_have_the_published_channels_and_end_in_the_feature_map(
 }
 
 #[test]
+fn the_layer_before_the_end_of_mobilenet_v2_is_the_map_of_its_other_form() {
+    let [whole, cut] = ["mobilenet-v2", "mobilenet-v2-320"].map(|name| {
+        let spec = encoder::find(name).unwrap();
+        build(spec, 32).valid()
+    });
+    let mut weights = StateDict::of(&whole);
+    let names = StateDict::of(&cut).0;
+    weights.0.retain(|name, _| names.contains_key(name));
+    let cut = weights.load_into(cut).unwrap();
+    let image = image(64, 96).inner();
+    let found = whole.layer(image.clone(), 1).unwrap();
+    assert!(values(found) == values(cut.forward(image.clone())));
+    let map = whole.layer(image.clone(), 0).unwrap();
+    assert!(values(map) == values(whole.forward(image.clone())));
+    assert!(whole.layer(image, 99).is_err());
+}
+
+#[test]
 fn every_parameter_of_every_encoder_learns_from_the_map_alone_at_every_stride() {
     for spec in encoder::all() {
         for &stride in spec.strides {
@@ -336,14 +354,7 @@ fn reestimated_statistics_are_those_of_the_batches() {
     };
     let dataset = Dataset::open(&data, 0, &Silent).unwrap();
     let size = ImageSize::square(32);
-    let config = ProbeConfig {
-        image_size: size,
-        stride: 4,
-        seed: 0,
-        epochs: 0,
-        search: false,
-        memory_mib: 0,
-    };
+    let config = ProbeConfig::new(size, 0);
     // All batches are the same 16 images, so the statistics of the first layer are known.
     let part = Part {
         dataset: &dataset,

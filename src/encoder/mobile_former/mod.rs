@@ -57,7 +57,8 @@ impl MobileFormer {
         }
     }
 
-    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input.
+    /// `[N, H, W, inputs]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; `look` is shown every block's input
+    /// and that of the last convolution.
     pub fn forward(&self, image: Tensor<4>, look: impl FnMut(&Tensor<4>)) -> Tensor<4> {
         self.forward_with_tokens(image, look).0
     }
@@ -76,7 +77,10 @@ impl MobileFormer {
             block.forward(x, z)
         });
         match &self.widen {
-            Some(widen) => (chain(x, [widen.layer(Activation::Identity)], false), z),
+            Some(widen) => {
+                look(&x);
+                (chain(x, [widen.layer(Activation::Identity)], false), z)
+            }
             None => (x, z),
         }
     }
