@@ -58,10 +58,10 @@ pub fn start(
 ) -> Result<DetectorOutcome> {
     let config = &suited(config, sets);
     // Whatever cannot be used is found before there is a folder.
-    let given = given(config)?;
+    let model = fresh(config, given(config)?, sets.classes().len())?;
     let folder = RunFolder::create(out, &config.to_toml())?;
     let course = course(folder, config, sets, around)?;
-    begin(&course, config, sets, given)
+    begin(&course, config, sets, model)
 }
 
 /// Goes on from the newest checkpoint that verifies.
@@ -73,7 +73,8 @@ pub fn resume(
 ) -> Result<DetectorOutcome> {
     let course = course(folder, config, sets, around)?;
     let Some(checkpoint) = course.newest()? else {
-        return begin(&course, config, sets, given(config)?);
+        let model = fresh(config, given(config)?, sets.classes().len())?;
+        return begin(&course, config, sets, model);
     };
     let known = read_classes(course.folder())?;
     check_images(
@@ -136,14 +137,13 @@ fn begin(
     course: &Course,
     config: &DetectorConfig,
     sets: &Sets,
-    given: Option<Encoder>,
+    model: Detector,
 ) -> Result<DetectorOutcome> {
     let classes = serde_json::to_vec(sets.classes()).expect("classes are valid JSON");
     write_durably(&course.folder().file(CLASSES_FILE), &classes)?;
     let floors = Floors::from(&baselines(&sets.train, &sets.val, config.seed)?);
     let mut baseline = json!(floors);
     baseline["kind"] = BASELINE.into();
-    let model = fresh(config, given, sets.classes().len())?;
     let order = random::permutation(config.seed, Purpose::Sample, 0, sets.train.images.len());
     let looked_at = &order[..WHITENED_ON.min(order.len())];
     let batches = looked_at

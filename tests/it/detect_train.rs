@@ -335,13 +335,18 @@ fn what_it_cannot_learn_by_heart_is_told_and_a_detector_is_no_pre_training() {
             2,
             "given to --val",
         ),
+        (
+            arguments(&data, &path("g"), &["--set", "detect.strides=[1,8]"]),
+            2,
+            "detect.strides",
+        ),
     ] {
         let refused = qbheat(&arguments);
         let text = stderr(&refused);
         assert_eq!(refused.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
-    for name in ["a", "b", "c", "d", "e", "f"] {
+    for name in ["a", "b", "c", "d", "e", "f", "g"] {
         assert!(!home.path().join(name).exists(), "{name} was made");
     }
 }
