@@ -5,14 +5,14 @@
 use std::ops::Range;
 
 use burn::module::{Module, RunningState};
+use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
-use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::config::require;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::{Init, Linear, cross_entropy, follow, teacher_of};
+use crate::nn::{Init, Linear, cross_entropy, follow, rows_at, teacher_of};
 use crate::pretrain::{Images, PretrainModel};
 use crate::random::{self, Purpose};
 
@@ -176,23 +176,14 @@ impl MoCo {
     /// statistics, as each of the queries in their own order is: a query and its key then do not share theirs
     /// (arXiv 1911.05722, "Shuffling BN").
     pub fn keys(&self, images: Tensor<4>, order: &[usize]) -> Tensor<2> {
-        let device = images.device();
-        let select = |places: Vec<i32>| {
-            let count = places.len();
-            Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device)
-        };
         let mut back = vec![0; order.len()];
         for (shuffled, &place) in order.iter().enumerate() {
-            back[place] = shuffled as i32;
+            back[place] = shuffled;
         }
-        let parts = self.parts(order.len()).map(|part| {
-            let places = order[part].iter().map(|&place| place as i32);
-            let images = images.clone().select(0, select(places.collect()));
-            self.key.forward(images)
-        });
-        Tensor::cat(parts.collect(), 0)
-            .select(0, select(back))
-            .detach()
+        let parts = self
+            .parts(order.len())
+            .map(|part| self.key.forward(rows_at(images.clone(), &order[part])));
+        rows_at(Tensor::cat(parts.collect(), 0), &back).detach()
     }
 }
 

@@ -25,8 +25,6 @@ use super::{
 const OVERFIT_IMAGES: usize = 8;
 const OVERFIT_EPOCHS: usize = 12;
 const OVERFIT_AP: f64 = 0.9;
-/// Settings that say how the machine computes.
-const OF_THE_MACHINE: [&str; 3] = ["threads", "device", "kernels"];
 
 #[derive(Args)]
 pub struct Detect {
@@ -166,10 +164,7 @@ impl Train {
             .add("device", Some(file.device))
             .add("kernels", Some(file.kernels))
             .parsed(&self.settings)?;
-        settings
-            .0
-            .retain(|(key, _)| OF_THE_MACHINE.contains(&key.as_str()));
-        DetectorConfig::load(None, settings.pairs())
+        DetectorConfig::of_process(settings.0)
     }
 
     fn config(&self) -> Result<DetectorConfig> {

@@ -19,6 +19,9 @@ use crate::weights::{ImageForm, Weights};
 /// Strides of the maps that a head reads, as far as an encoder has them, where nothing says otherwise.
 const STRIDES: [usize; 3] = [8, 16, 32];
 
+/// Settings that hold for a whole process.
+pub(crate) const OF_PROCESS: [&str; 3] = ["threads", "device", "kernels"];
+
 /// Everything a detector's training depends on; stored complete as `config.toml` in the run folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -127,6 +130,12 @@ impl DetectorConfig {
         let mut config: Self = read_table(layered::<Self>("", layer, settings, &Base::choices())?)?;
         config.resolve()?;
         Ok(config)
+    }
+
+    /// One that says with what to compute, of all `settings`: for what has to be known before weights are opened.
+    pub fn of_process(mut settings: Vec<(String, String)>) -> Result<Self> {
+        settings.retain(|(key, _)| OF_PROCESS.contains(&key.as_str()));
+        Self::load(None, &settings)
     }
 
     /// An encoder's weights, by a name that [`Weights::open`] knows, and the settings of a detector that follow from them.

@@ -20,8 +20,8 @@ use crate::latent::{ObjectiveConfig, Target};
 use crate::pretrain::traits;
 
 pub use base::{Base, EncoderConfig};
-pub(crate) use detector::refuse_detector;
 pub use detector::{DetectConfig, DetectorConfig, is_detector};
+pub(crate) use detector::{OF_PROCESS, refuse_detector};
 pub use layers::parse_setting;
 use layers::{Choice, layered, names, read_table};
 pub(crate) use layers::{read_toml, require};

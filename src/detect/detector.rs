@@ -6,12 +6,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::average_precision::Prediction;
 use super::denoising::Noised;
 use super::detections::{Detection, detections, suppress};
-use super::head::{DetectionHead, Group, HeadConfig, Level, alike, places};
+use super::head::{DetectionHead, Group, HeadConfig, Level};
 use super::loader::DetectionBatch;
 use super::view::Placement;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::{Init, use_batch_statistics};
+use crate::nn::{Init, rows_at, use_batch_statistics};
 use crate::probe::{Moments, Whitening};
 
 /// Encoder, whitening and head.
@@ -22,9 +22,6 @@ pub struct Detector {
     /// One for each map.
     whitening: Vec<FixedWhitening>,
     head: DetectionHead,
-    /// Strides of the maps, finest first.
-    #[module(skip)]
-    strides: Vec<usize>,
 }
 
 /// [`Whitening`] as a part of a network that does not learn.
@@ -90,7 +87,6 @@ impl Detector {
                 })
                 .collect(),
             head,
-            strides: shape.levels.iter().map(|level| level.stride).collect(),
         }
     }
 
@@ -101,13 +97,13 @@ impl Detector {
     ) -> Result<Self> {
         let encoder = self.encoder.valid();
         let device = crate::device();
-        let mut moments: Vec<Option<Moments>> = self.strides.iter().map(|_| None).collect();
+        let mut moments: Vec<Option<Moments>> = self.whitening.iter().map(|_| None).collect();
         for batch in batches {
             let batch = batch?;
             let all = pixels(&batch, &device);
-            for (shown, images) in alike(&batch.placements, &self.strides) {
-                let content = content(&all, &batch.placements, &images, &self.strides);
-                let maps = encoder.maps(content, finer(&self.strides)).into_iter();
+            for (shown, images) in self.head.alike(&batch.placements) {
+                let content = self.content(&all, &batch.placements, &images);
+                let maps = encoder.maps(content, &self.finer()).into_iter();
                 for ((map, [rows, columns]), moments) in maps.zip(shown).zip(&mut moments) {
                     let [n, _, _, channels] = map.dims();
                     let features = map
@@ -148,7 +144,7 @@ impl Detector {
         unfreeze: bool,
     ) -> Vec<Group> {
         let maps_of = |images: &[usize]| {
-            let content = content(&pixels, placements, images, &self.strides);
+            let content = self.content(&pixels, placements, images);
             if unfreeze {
                 return self.features(Tensor::from_inner(content));
             }
@@ -166,47 +162,44 @@ impl Detector {
         placements: &[Placement],
         limit: usize,
     ) -> Vec<Vec<Detection>> {
-        let maps_of =
-            |images: &[usize]| self.features(content(&pixels, placements, images, &self.strides));
+        let maps_of = |images: &[usize]| self.features(self.content(&pixels, placements, images));
         let groups = self.head.forward_on(maps_of, placements, None);
         detections(&groups, limit)
     }
 
+    /// Of a batch's pictures `[N, channels, H, W]` these, which show equally much: as much of their frames as the
+    /// coarsest map needs.
+    fn content(&self, pixels: &Tensor<4>, placements: &[Placement], images: &[usize]) -> Tensor<4> {
+        let [all, channels, height, width] = pixels.dims();
+        let strides = self.head.strides();
+        let own = strides.last().expect("a head reads a map");
+        let [rows, columns] = placements[images[0]].shown(*own);
+        let chosen = match images.len() == all {
+            true => pixels.clone(),
+            false => rows_at(pixels.clone(), images),
+        };
+        chosen.slice([
+            0..images.len(),
+            0..channels,
+            0..(rows * own).min(height),
+            0..(columns * own).min(width),
+        ])
+    }
+
     fn features(&self, pixels: Tensor<4>) -> Vec<Tensor<4>> {
-        let maps = self.encoder.maps(pixels, finer(&self.strides));
+        let maps = self.encoder.maps(pixels, &self.finer());
         maps.into_iter()
             .zip(&self.whitening)
             .map(|(map, whitening)| whitening.forward(map))
             .collect()
     }
-}
 
-/// Of a batch's pictures `[N, channels, H, W]` these, which show equally much: as much of their frames as the coarsest
-/// map needs.
-fn content(
-    pixels: &Tensor<4>,
-    placements: &[Placement],
-    images: &[usize],
-    strides: &[usize],
-) -> Tensor<4> {
-    let [all, channels, height, width] = pixels.dims();
-    let own = strides.last().expect("a detector reads a map");
-    let [rows, columns] = placements[images[0]].shown(*own);
-    let chosen = match images.len() == all {
-        true => pixels.clone(),
-        false => pixels.clone().select(0, places(images, &pixels.device())),
-    };
-    chosen.slice([
-        0..images.len(),
-        0..channels,
-        0..(rows * own).min(height),
-        0..(columns * own).min(width),
-    ])
-}
-
-/// All strides but the encoder's own.
-fn finer(strides: &[usize]) -> &[usize] {
-    strides.split_last().map_or(&[], |(_, finer)| finer)
+    /// The strides of all maps but the encoder's feature map.
+    fn finer(&self) -> Vec<usize> {
+        let mut strides = self.head.strides();
+        strides.pop();
+        strides
+    }
 }
 
 /// The pictures of a batch on `device`.
@@ -313,9 +306,9 @@ mod tests {
             [const { Vec::new() }; 2],
             [0.0; 2],
         );
-        for (shown, images) in alike(&batch.placements, &[4, 8]) {
+        for (shown, images) in detector.head.alike(&batch.placements) {
             let all = pixels(&batch, &crate::device());
-            let maps = detector.features(content(&all, &batch.placements, &images, &[4, 8]));
+            let maps = detector.features(detector.content(&all, &batch.placements, &images));
             for (level, (map, [h, w])) in maps.into_iter().zip(shown).enumerate() {
                 let [n, _, _, channels] = map.dims();
                 counts[level] += (n * h * w) as f32;

@@ -27,7 +27,7 @@ use crate::config::require;
 use crate::data::ImageSize;
 use crate::error::Result;
 use crate::nn::cost::spend;
-use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, attend, perceptron, values};
+use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, attend, perceptron, rows_at, values};
 
 /// Channels of a head's key that hold its place: x, y, x², y².
 const PLACE: usize = 4;
@@ -200,6 +200,26 @@ impl DetectionHead {
         self.label_tokens.dims()[0]
     }
 
+    /// Pixels of the frame a position of each map, finest first.
+    pub fn strides(&self) -> Vec<usize> {
+        self.inputs.iter().map(|input| input.stride).collect()
+    }
+
+    /// Of the rows and columns of each map that show something, those that occur, and the images that show so much.
+    pub(super) fn alike(&self, placements: &[Placement]) -> Vec<(Vec<[usize; 2]>, Vec<usize>)> {
+        let strides = self.strides();
+        let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
+        for (image, placement) in placements.iter().enumerate() {
+            let shown = strides.iter().map(|&stride| placement.shown(stride));
+            let shown: Vec<[usize; 2]> = shown.collect();
+            match groups.iter_mut().find(|(other, _)| *other == shown) {
+                Some((_, images)) => images.push(image),
+                None => groups.push((shown, vec![image])),
+            }
+        }
+        groups
+    }
+
     /// The answers for a batch: `maps`, `[N, ⌈frame/stride⌉, ⌈frame/stride⌉, channels]` a level, with features that
     /// have been whitened; where each picture lies in its frame; the denoising queries of each image, or none. Every
     /// image is in one of the groups.
@@ -211,7 +231,7 @@ impl DetectionHead {
     ) -> Vec<Group> {
         let maps_of = |images: &[usize]| {
             maps.iter()
-                .map(|map| map.clone().select(0, places(images, &map.device())))
+                .map(|map| rows_at(map.clone(), images))
                 .collect()
         };
         self.forward_on(maps_of, placements, noised)
@@ -225,8 +245,7 @@ impl DetectionHead {
         placements: &[Placement],
         noised: Option<&[Vec<Noised>]>,
     ) -> Vec<Group> {
-        let strides: Vec<usize> = self.inputs.iter().map(|input| input.stride).collect();
-        alike(placements, &strides)
+        self.alike(placements)
             .into_iter()
             .map(|(shown, images)| {
                 let maps = maps_of(&images);
@@ -369,31 +388,6 @@ struct Input {
     linear: Linear,
     norm: LayerNorm,
     stride: usize,
-}
-
-/// Of the rows and columns that maps of these strides show, those that occur, and the images that show so much.
-pub(super) fn alike(
-    placements: &[Placement],
-    strides: &[usize],
-) -> Vec<(Vec<[usize; 2]>, Vec<usize>)> {
-    let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
-    for (image, placement) in placements.iter().enumerate() {
-        let shown: Vec<[usize; 2]> = strides
-            .iter()
-            .map(|&stride| placement.shown(stride))
-            .collect();
-        match groups.iter_mut().find(|(other, _)| *other == shown) {
-            Some((_, images)) => images.push(image),
-            None => groups.push((shown, vec![image])),
-        }
-    }
-    groups
-}
-
-/// For [`Tensor::select`].
-pub(super) fn places(images: &[usize], device: &Device) -> Tensor<1, Int> {
-    let chosen: Vec<i32> = images.iter().map(|&image| image as i32).collect();
-    Tensor::from_data(TensorData::new(chosen, [images.len()]), device)
 }
 
 /// Where the tokens of a group are.

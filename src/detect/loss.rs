@@ -1,7 +1,7 @@
 //! What a detector's answers cost: focal loss of the classes, L1 and generalised IoU of the boxes.
 
 use burn::tensor::activation::{log_sigmoid, sigmoid};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::boxes::{overlap, overlaps};
@@ -11,7 +11,7 @@ use super::matching::{Pair, assign};
 use super::view::ViewBox;
 use crate::config::require;
 use crate::error::Result;
-use crate::nn::{total, values};
+use crate::nn::{rows_at, total, values};
 
 /// Share of the focal loss that a true class has.
 pub(super) const ALPHA: f64 = 0.25;
@@ -244,17 +244,13 @@ fn put_right<'a>(
     for (sample, &image) in images.iter().enumerate() {
         for (query, &Noised { object, .. }) in noised[image].iter().enumerate() {
             pairs.push((rows.len(), &objects[image][object]));
-            rows.push((sample * queries + query) as i32);
+            rows.push(sample * queries + query);
         }
     }
-    let count = rows.len();
-    if count == 0 {
+    if rows.is_empty() {
         return (answers.rows(), pairs);
     }
-    let device = answers.logits.device();
-    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device);
-    let answers = answers.rows().map(|all| all.select(0, rows.clone()));
-    (answers, pairs)
+    (answers.rows().map(|all| rows_at(all, &rows)), pairs)
 }
 
 /// Sums of focal loss over all rows, and of L1 and 1 − generalised IoU over those with a box to be, `[1]` each: logits
@@ -273,11 +269,10 @@ fn terms([logits, boxes]: [Tensor<2>; 2], pairs: &[(usize, &ViewBox)]) -> [Tenso
         return [class, none.clone(), none];
     }
     let count = pairs.len();
-    let places: Vec<i32> = pairs.iter().map(|&(row, _)| row as i32).collect();
-    let places = Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device);
+    let rows: Vec<usize> = pairs.iter().map(|&(row, _)| row).collect();
     let truths: Vec<f32> = pairs.iter().flat_map(|(_, object)| object.bbox).collect();
     let truths = Tensor::<2>::from_data(TensorData::new(truths, [count, 4]), &device);
-    let boxes = boxes.select(0, places);
+    let boxes = rows_at(boxes, &rows);
     let l1 = (boxes.clone() - truths.clone()).abs();
     let apart = overlaps(boxes, truths).generalised.neg() + 1.0;
     [class, total(l1), total(apart.reshape([count, 1]))]

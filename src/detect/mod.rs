@@ -36,6 +36,7 @@ pub use origin::Origin;
 pub use predict::{PredictConfig, Predicted, predict};
 pub use prior::{Baselines, Floors, MeanBoxes, baselines, chance};
 pub use set::{ClassSize, DetectionSet, Spread, Summary};
+pub(crate) use sets::only_with;
 pub use sets::{Sets, find_parts};
 pub use training::{DetectorOutcome, Trained, replay, resume, start};
 pub use view::{Placement, View, ViewBox, ViewConfig};

@@ -35,15 +35,15 @@ pub fn find_parts(config: &mut DetectConfig) -> Result<()> {
     if files.len() < 2 {
         return Ok(());
     }
-    if train.part.is_empty() && only(&files, TRAIN).is_some() {
+    if train.part.is_empty() && only_with(&files, TRAIN).is_some() {
         train.part = TRAIN.into();
     }
     if !val.path.as_os_str().is_empty() {
         return Ok(());
     }
-    let trained = only(&files, &train.part);
+    let trained = only_with(&files, &train.part);
     let another = |piece: &String| {
-        let file = only(&files, piece);
+        let file = only_with(&files, piece);
         file.is_some() && file != trained
     };
     let pieces = [train.part.replace(TRAIN, VAL), VAL.to_owned()];
@@ -57,7 +57,7 @@ pub fn find_parts(config: &mut DetectConfig) -> Result<()> {
 }
 
 /// The only name with `piece` in it.
-fn only<'a>(names: &'a [String], piece: &str) -> Option<&'a str> {
+pub(crate) fn only_with<'a>(names: &'a [String], piece: &str) -> Option<&'a str> {
     let mut fitting = names.iter().filter(|name| name.contains(piece));
     let first = fitting.next()?;
     fitting.next().is_none().then_some(first.as_str())

@@ -1,6 +1,8 @@
 //! Quadrants: cropping the visible one, putting four together.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::nn::rows_at;
 
 use super::Corner;
 
@@ -56,10 +58,7 @@ pub fn sort_by_quadrant(
     let mut order: Vec<usize> = (0..visible.len()).collect();
     order.sort_by_key(|&i| visible[i]);
     let sizes = Quadrant::ALL.map(|quadrant| visible.iter().filter(|&&v| v == quadrant).count());
-    let indices: Vec<i32> = order.iter().map(|&i| i as i32).collect();
-    let count = indices.len();
-    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [count]), &images.device());
-    (images.select(0, indices), sizes, order)
+    (rows_at(images, &order), sizes, order)
 }
 
 /// The sizes of a batch of `count` images that all show the same quadrant.

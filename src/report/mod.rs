@@ -8,7 +8,7 @@ mod plots;
 mod study;
 
 use askama::Template;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::config::{Config, Method};
 use crate::data::Dataset;
@@ -301,13 +301,7 @@ fn pictures_of<M: PretrainModel>(
     let per_row = near.len() / shown.len().max(1);
     (0..shown.len())
         .map(|i| {
-            let one = |images: &Tensor<4>, at: usize| {
-                let index = Tensor::<1, Int>::from_data(
-                    TensorData::new(vec![at as i32], [1]),
-                    &images.device(),
-                );
-                images.clone().select(0, index)
-            };
+            let one = |images: &Tensor<4>, at: usize| images.clone().slice_dim(0, at..at + 1);
             Ok(Pictures {
                 name: dataset.images.name(shown[i]).to_owned(),
                 original: pictures::image(one(&images, i))?,

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Table;
 
-use crate::config::{DetectConfig, DetectorConfig, read_toml};
+use crate::config::{DetectConfig, DetectorConfig, OF_PROCESS, read_toml};
 use crate::data::ImageSize;
-use crate::detect::{Origin, find_parts};
+use crate::detect::{Origin, find_parts, only_with};
 use crate::error::{Error, Result, nearest};
 use crate::study::plan::own_settings;
 use crate::study::{check_length, check_path, default_seeds, read_checked, twice};
@@ -28,8 +28,6 @@ const OF_STUDY: [&str; 6] = [
 ];
 /// Sections of settings that a study makes itself.
 const OF_IMAGES: [&str; 2] = ["detect.train", "detect.val"];
-/// Settings that hold for the process, so that no row can have its own.
-const OF_PROCESS: [&str; 3] = ["threads", "device", "kernels"];
 /// Keys that decide which images and boxes are scored: rows that differ in them could not be compared.
 const OF_TRUTH: [&str; 2] = ["data.held_out", "detect.class_agnostic"];
 
@@ -100,9 +98,8 @@ impl DetectionFile {
     /// A configuration that says what computes, before anything does.
     pub fn machine(&self, common: &[(String, String)]) -> Result<DetectorConfig> {
         let mut settings = self.own_settings(ALL)?;
-        settings.retain(|(key, _)| OF_PROCESS.contains(&key.as_str()));
         settings.extend_from_slice(common);
-        DetectorConfig::load(None, &settings)
+        DetectorConfig::of_process(settings)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -219,13 +216,9 @@ impl DetectionFile {
 
     fn check_test_part(&self, train: &Origin) -> Result<()> {
         let files = train.annotation_files()?;
-        let only = |piece: &str| {
-            let mut fitting = files.iter().filter(|name| name.contains(piece));
-            fitting.next().filter(|_| fitting.next().is_none())
-        };
-        let test = only(&self.test_part);
+        let test = only_with(&files, &self.test_part);
         // A lone file is the one that is trained on.
-        if files.len() > 1 && test.is_some() && test != only(&train.part) {
+        if files.len() > 1 && test.is_some() && test != only_with(&files, &train.part) {
             return Ok(());
         }
         Err(Error::Value {
