@@ -373,7 +373,7 @@ fn measure_one(
     parts.check_size(&laws, difference, &measured)?;
 
     let learned = match &weights.run {
-        Some(run) => generators(run, channels, grid)?,
+        Some(run) => generators(run, channels, grid, observer)?,
         None => None,
     };
     let learned = learned.map(|generators| {
@@ -564,10 +564,15 @@ struct Generators {
 }
 
 /// A and B of the newest checkpoint, for maps of `[h, w]` positions; none where the run's method has none.
-fn generators(run: &RunFolder, channels: usize, [h, w]: [usize; 2]) -> Result<Option<Generators>> {
+fn generators(
+    run: &RunFolder,
+    channels: usize,
+    [h, w]: [usize; 2],
+    observer: &dyn Observer,
+) -> Result<Option<Generators>> {
     let config = resumed_config(run, None)?;
     let checkpoints = run.checkpoints(config.run.keep_checkpoints);
-    let (checkpoint, _) = checkpoints.newest_valid()?;
+    let checkpoint = checkpoints.newest_valid(observer)?;
     let tensors = checkpoint.model.0;
     let from_normalised = tensors.keys().any(|name| name.starts_with(FEATURE_NORM));
     let own: StateDict = StateDict(

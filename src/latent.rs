@@ -28,7 +28,7 @@ pub enum Target {
     Latent,
 }
 
-/// What QB-Heat predicts, and for latent targets how.
+/// What QB-Heat predicts, and for latent targets how; the defaults did best in `docs/results/recipe.md`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {
@@ -48,7 +48,7 @@ impl Default for ObjectiveConfig {
             target: Target::Pixels,
             momentum: 0.99,
             decorrelation: 0.05,
-            head: 0,
+            head: 384,
         }
     }
 }

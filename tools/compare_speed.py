@@ -32,6 +32,9 @@ ROWS = [
     ("features, mobilenet-v2, 224 px, batch 1", "features", ["mobilenet-v2", 224, 32, 1], 1.3),
     ("transformer block, [256, 64, 192]", "block", ["mobilenet-tiny", 64, 8, 256], 1.1),
 ]
+# What the PyTorch side computes, whatever the program's defaults are.
+NETWORK = ["qb_heat.visible_weight=0", "qb_heat.decoder.depth=2", "qb_heat.decoder.width=128"]
+SAME = [word for setting in NETWORK for word in ("--set", setting)]
 HERE = Path(__file__).parent
 
 
@@ -54,7 +57,7 @@ def compare(binary: str, work: str, row: list, rounds: int, threads: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         kept = os.path.join(folder, "step.safetensors")
         for _ in range(rounds):
-            command = [binary, "bench", "--work", work, *options(*row, threads, steps), "--one-batch", "--json"]
+            command = [binary, "bench", "--work", work, *options(*row, threads, steps), *SAME, "--one-batch", "--json"]
             ours.append(answer(command + ["--keep-step", kept]))
             for mode in MODES:
                 script = [sys.executable, str(HERE / "bench_torch.py"), work, *options(*row, threads, steps)]
@@ -112,7 +115,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     print("\n".join(lines))
     if arguments.images:
-        command = [arguments.binary, "bench", *options("mobilenet-tiny", 64, 8, 64, arguments.threads, 30), "--json"]
+        command = [arguments.binary, "bench", *options("mobilenet-tiny", 64, 8, 64, arguments.threads, 30), *SAME, "--json"]
         for memory in (4096, 0):
             ms = answer(command + ["--data", arguments.images, "--set", f"data.memory_mib={memory}"])["ms"]
             kept = "decoded once" if memory else "decoded anew each time"

@@ -132,9 +132,9 @@ def rival_cases() -> None:
     moco = rivals.MoCo(encoder(), 4, 6)
     fill(moco)
     loss = moco(wave([16, 3, 16, 16], 0.65), [2, 5, 0, 7, 3, 1, 6, 4], 2, 0.2)
-    latent = rivals.Latent(encoder())
+    latent = rivals.Latent(encoder(), 10)
     fill(latent)
-    latent_loss = latent(wave([8, 3, 16, 16], 1.85), 2, 0.3)
+    latent_loss = latent(wave([8, 3, 16, 16], 1.85), 2, 0.3, 0.5)
     for case, model, value, pair in (
         ("moco", moco, loss, (moco.key, moco.query)),
         ("latent", latent, latent_loss, (latent.teacher, latent.encoder)),

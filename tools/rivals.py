@@ -48,12 +48,14 @@ class MoCo(nn.Module):
 
 
 class Latent(nn.Module):
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, head: int):
         super().__init__()
-        self.encoder, self.propagator = encoder, Propagator(encoder.channels, "signed")
+        channels = encoder.channels
+        self.encoder, self.propagator = encoder, Propagator(channels, "signed")
+        self.head = nn.ModuleList([nn.Linear(channels, head), nn.Linear(head, channels)])
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
 
-    def forward(self, images, each: int, guard: float):
+    def forward(self, images, each: int, guard: float, visible_weight: float):
         """Images with the same visible quadrant stand together, `each` for each of QUADRANTS."""
         half = images.shape[-1] // 2
         spans = [(r, c, i * each, (i + 1) * each) for i, (r, c) in enumerate(QUADRANTS)]
@@ -66,13 +68,14 @@ class Latent(nn.Module):
             cells = self.propagator(z[a:b], r, c)
             cells = {place: cell.reshape(each, side, side, -1) for place, cell in cells.items()}
             maps.append(torch.cat([torch.cat([cells[y, 0], cells[y, 1]], 2) for y in (0, 1)], 1))
-            weights[a:b, r * side:(r + 1) * side, c * side:(c + 1) * side] = 0
+            weights[a:b, r * side:(r + 1) * side, c * side:(c + 1) * side] = visible_weight
         with torch.no_grad():
             target = standardised(self.teacher(images).permute(0, 2, 3, 1).flatten(0, 2)).reshape(len(images), 4 * side**2, -1)
         rows = standardised(z.flatten(0, 1))
         correlation = rows.T @ rows / len(rows)
         off_diagonal = correlation - torch.diag(torch.diag(correlation))
         predicted = torch.cat(maps).reshape(target.shape)
+        predicted = predicted + self.head[1](F.gelu(self.head[0](predicted)))
         return masked_loss(predicted, target, weights.flatten(1)) + guard * (off_diagonal**2).sum() / len(correlation)
 
 

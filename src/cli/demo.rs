@@ -52,9 +52,6 @@ impl Demo {
             .add("encoder.name", Some(ENCODER))
             .add("image_size", Some(32))
             .add("optim.epochs", Some(self.epochs))
-            .add("qb_heat.visible_weight", Some(1.0))
-            .add("qb_heat.decoder.depth", Some(1))
-            .add("qb_heat.decoder.width", Some(64))
             .add("run.watch_every", Some(0))
             .load(None)?;
         if self.probe_images < 100 {
@@ -125,7 +122,7 @@ impl Demo {
             }
         }
         progress.note("3 of 3: writing the report");
-        let report = write_report(&run, &config, &dataset)?;
+        let report = write_report(&run, &config, &dataset, progress)?;
         let table: Vec<_> = records
             .iter()
             .map(|record| {

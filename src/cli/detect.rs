@@ -337,11 +337,7 @@ fn parse_share(text: &str) -> Result<f64, String> {
 pub fn open_trained(run: &Path, common: &Common, observer: &dyn Observer) -> Result<Trained> {
     let run = RunFolder::open(run)?;
     compute_as(&DetectorConfig::of_run(&run)?.base, common)?;
-    let trained = Trained::open(&run)?;
-    for note in &trained.notes {
-        observer.note(note);
-    }
-    Ok(trained)
+    Trained::open(&run, observer)
 }
 
 /// How a detector's training ended, for people and for scripts.

@@ -71,6 +71,9 @@ enum Command {
     Check(check::Check),
 }
 
+/// Where the path of missing images was given, for commands that take no `--data`.
+const OF_RUN: &str = "the run (its config.toml)";
+
 /// What every command takes.
 #[derive(Args)]
 struct Common {

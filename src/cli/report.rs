@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::detect::open_trained;
 use super::progress::Progress;
-use super::{Answer, Common, compute_as};
+use super::{Answer, Common, OF_RUN, compute_as};
 
 #[derive(Args)]
 pub struct Report {
@@ -38,13 +38,14 @@ impl Report {
     fn of_pretraining(&self, run: &RunFolder, progress: &Progress) -> Result<PathBuf> {
         let config = resumed_config(run, None)?;
         compute_as(&config, &self.common)?;
-        let dataset = Dataset::open(&config.data, config.seed, progress)?;
-        write_report(run, &config, &dataset)
+        let dataset = Dataset::open(&config.data, config.seed, progress)
+            .map_err(|error| error.called(OF_RUN))?;
+        write_report(run, &config, &dataset, progress)
     }
 
     fn of_detector(&self, run: &RunFolder, progress: &Progress) -> Result<PathBuf> {
         let trained = open_trained(run.path(), &self.common, progress)?;
-        let sets = Sets::open(&trained.config, progress)?;
+        let sets = Sets::open(&trained.config, progress).map_err(|error| error.called(OF_RUN))?;
         trained.check_images(&sets)?;
         let how = EvaluationConfig::new(trained.config.image_size);
         let found = evaluate(&trained.detector, &sets.val, &how, progress)?;

@@ -12,7 +12,7 @@ use qbheat::train::{RunFolder, Surroundings};
 
 use super::detect::answer_of_detector;
 use super::progress::Progress;
-use super::{Answer, Common, answer_of_run, compute_as, describe_data, signals};
+use super::{Answer, Common, OF_RUN, answer_of_run, compute_as, describe_data, signals};
 
 #[derive(Args)]
 pub struct Resume {
@@ -41,7 +41,8 @@ impl Resume {
         }
         let config = pretrain::resumed_config(&run, self.epochs)?;
         self.compute_as(&config, progress)?;
-        let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)?;
+        let dataset = pretrain::reopen_data(&run, &config, self.accept_changed_data, progress)
+            .map_err(|error| error.called(OF_RUN))?;
         progress.note(&describe_data(&dataset));
         let outcome = pretrain::resume(run, &config, &dataset, &around)?;
         Ok(answer_of_run(&outcome))
@@ -57,7 +58,7 @@ impl Resume {
         }
         let config = DetectorConfig::of_run(&run)?;
         self.compute_as(&config, around.observer)?;
-        let sets = Sets::open(&config, around.observer)?;
+        let sets = Sets::open(&config, around.observer).map_err(|error| error.called(OF_RUN))?;
         around.observer.note(&sets.describe());
         let outcome = detect::resume(run, &config, &sets, around)?;
         Ok(answer_of_detector(&outcome, &config))

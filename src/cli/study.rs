@@ -91,15 +91,25 @@ impl StudyCommand {
     }
 }
 
-fn answer_of_plan(lengths: &[(String, usize)]) -> Answer {
+fn answer_of_plan(lengths: &[(String, Result<usize>)]) -> Answer {
     let (lines, cells): (Vec<String>, Vec<Value>) = lengths
         .iter()
-        .map(|(cell, epochs)| {
-            let json = json!({"cell": cell, "epochs": epochs});
-            (format!("{cell}: {epochs} epochs"), json)
+        .map(|(cell, epochs)| match epochs {
+            Ok(epochs) => {
+                let json = json!({"cell": cell, "epochs": epochs});
+                (format!("{cell}: {epochs} epochs"), json)
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let line = format!("{cell}: cannot be run: {reason}");
+                (line, json!({"cell": cell, "reason": reason}))
+            }
         })
         .unzip();
-    Answer::done(json!({"cells": cells}), lines.join("\n"))
+    Answer {
+        exit_code: u8::from(lengths.iter().any(|(_, epochs)| epochs.is_err())),
+        ..Answer::done(json!({"cells": cells}), lines.join("\n"))
+    }
 }
 
 /// How a study ended; `json` has its cells, `text` its table.

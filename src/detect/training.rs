@@ -412,8 +412,6 @@ pub struct Trained {
     pub steps: u64,
     /// Steps that were planned.
     pub planned: u64,
-    /// For people: what was wrong with newer checkpoints.
-    pub notes: Vec<String>,
     run: PathBuf,
     /// Fingerprint of the images and boxes.
     data: String,
@@ -421,7 +419,7 @@ pub struct Trained {
 
 impl Trained {
     /// From a run's newest checkpoint that verifies.
-    pub fn open(run: &RunFolder) -> Result<Self> {
+    pub fn open(run: &RunFolder, observer: &dyn Observer) -> Result<Self> {
         let config = DetectorConfig::of_run(run)?;
         let checkpoints = run.checkpoints(config.run.keep_checkpoints);
         if checkpoints.is_empty() {
@@ -434,7 +432,7 @@ impl Trained {
             });
         }
         let classes = read_classes(run)?;
-        let (checkpoint, notes) = checkpoints.newest_valid()?;
+        let checkpoint = checkpoints.newest_valid(observer)?;
         let model = fresh(&config, None, classes.len())?;
         let loaded = checkpoint.model.load_into(model);
         let detector = loaded.map_err(|source| Error::Weights {
@@ -448,7 +446,6 @@ impl Trained {
             steps: position.step,
             planned: config.optim.epochs as u64 * position.steps_per_epoch,
             config,
-            notes,
             run: run.path().to_owned(),
             data: position.data,
         })

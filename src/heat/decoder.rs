@@ -21,8 +21,8 @@ pub struct DecoderConfig {
 impl Default for DecoderConfig {
     fn default() -> Self {
         Self {
-            depth: 2,
-            width: 128,
+            depth: 0,
+            width: 64,
             heads: 4,
         }
     }

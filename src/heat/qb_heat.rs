@@ -53,7 +53,7 @@ impl Visible {
     }
 }
 
-/// What the paper leaves open, with our choices as defaults.
+/// What the paper leaves open, with our choices as defaults: those that did best in `docs/results/recipe.md`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QbHeatConfig {
@@ -65,7 +65,7 @@ pub struct QbHeatConfig {
     pub feature_norm: bool,
     /// Targets normalised by each patch's own mean and deviation, or plain pixels.
     pub normalise_patches: bool,
-    /// Weight of the visible quarter in the loss; the three masked ones have 1.
+    /// Weight of the visible quarter in the loss, where the three masked ones have 1; 0 leaves it out.
     pub visible_weight: f32,
     /// The decoder's size.
     pub decoder: DecoderConfig,
@@ -78,7 +78,7 @@ impl Default for QbHeatConfig {
             propagator: Parametrisation::Signed,
             feature_norm: false,
             normalise_patches: true,
-            visible_weight: 0.0,
+            visible_weight: 1.0,
             decoder: DecoderConfig::default(),
         }
     }

@@ -14,7 +14,7 @@ use crate::config::{Config, Method};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::heat::Visible;
-use crate::observe::Silent;
+use crate::observe::{Observer, Silent};
 use crate::pretrain::{Images, PretrainModel, WithModel, traits, with_model};
 use crate::probe::{
     Features, Matrix, Part, ProbeConfig, ProbeRecord, SHIPPED_ROW, UNTRAINED, extract, mean_gain,
@@ -70,12 +70,15 @@ pub fn write_report(
     run: &RunFolder,
     config: &Config,
     dataset: &Dataset,
+    observer: &dyn Observer,
 ) -> Result<std::path::PathBuf> {
     let events = run.read_events()?;
     let records = ProbeRecord::all(run)?;
-    let (checkpoint, _) = run
+    let checkpoint = run
         .checkpoints(config.run.keep_checkpoints)
-        .newest_valid()?;
+        .newest_valid(observer)?;
+    let trained_on = &checkpoint.position.data;
+    let changed = !trained_on.is_empty() && *trained_on != dataset.index().fingerprint();
     let trivial = events
         .iter()
         .find_map(|event| event["trivial_loss"].as_f64());
@@ -104,6 +107,10 @@ pub fn write_report(
         table: records.iter().map(|record| row(record, &records)).collect(),
         shown_from: if dataset.held_out.is_empty() {
             "Images the network was trained on: this data has no held-out part.".into()
+        } else if changed {
+            "Images held out of those that are there now. The network was trained when others were, and may have been on \
+             these."
+                .into()
         } else {
             "Held-out images: the network never saw them.".into()
         },

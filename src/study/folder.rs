@@ -72,17 +72,17 @@ impl<'a> StudyFolder<'a> {
         run.file(CONFIG_FILE).is_file().then_some(run)
     }
 
-    /// The epochs of every cell, without running any.
+    /// The epochs of every cell, or why it cannot be run, without running any.
     pub fn lengths<P>(
         &self,
         cells: &[P],
         name: impl Fn(&P) -> String,
         epochs: impl Fn(&P) -> Result<usize>,
-    ) -> Result<Vec<(String, usize)>> {
+    ) -> Result<Vec<(String, Result<usize>)>> {
         create_folder(self.folder.path())?;
         let _lock = self.folder.lock()?;
         let cells = cells.iter();
-        cells.map(|cell| Ok((name(cell), epochs(cell)?))).collect()
+        Ok(cells.map(|cell| (name(cell), epochs(cell))).collect())
     }
 
     /// Makes what is missing, cell by cell, until it is asked to stop; what `check` refuses is found before anything is

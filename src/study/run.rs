@@ -68,7 +68,7 @@ impl<'a> Study<'a> {
     }
 
     /// The epochs of every cell that is planned, without running any; where the study counts minutes, paces are measured.
-    pub fn lengths(&self) -> Result<Vec<(String, usize)>> {
+    pub fn lengths(&self) -> Result<Vec<(String, Result<usize>)>> {
         self.folder
             .lengths(&self.plan.cells, PlannedCell::name, |planned| {
                 self.epochs(planned)

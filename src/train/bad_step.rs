@@ -13,6 +13,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::nn::{Named, StateDict};
+use crate::observe::Silent;
 
 const KIND: &str = "non-finite";
 const FOLDER: &str = "bad-step";
@@ -165,7 +166,8 @@ pub fn replay_step<M: Module>(
             .ok_or_else(|| damaged("it holds no pixels".into()))?,
         rest: record.rest,
     };
-    let (checkpoint, _) = Checkpoints::new(folder, KEPT).newest_valid()?;
+    // The step of an older one is not that of the batch, and is told.
+    let checkpoint = Checkpoints::new(folder, KEPT).newest_valid(&Silent)?;
     let kept = checkpoint.position.step + 1;
     if kept != record.step {
         return Err(Error::Foreign {

@@ -12,6 +12,7 @@ use super::durable::{SCRATCH, create_folder, remove_folder, rename_durably};
 use super::{AdamW, AdamWConfig, TrainState, write_durably};
 use crate::error::{Error, Result};
 use crate::nn::StateDict;
+use crate::observe::Observer;
 
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
@@ -151,14 +152,16 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest checkpoint that verifies, and for people what was wrong with newer ones.
-    pub fn newest_valid(&self) -> Result<(Checkpoint, Vec<String>)> {
+    /// The newest checkpoint that verifies; people are told what was wrong with newer ones.
+    pub fn newest_valid(&self, observer: &dyn Observer) -> Result<Checkpoint> {
         let mut problems = Vec::new();
         for path in self.newest_first() {
             match read(&path) {
                 Ok(checkpoint) => {
-                    let note = |problem: String| format!("passed over a checkpoint: {problem}");
-                    return Ok((checkpoint, problems.into_iter().map(note).collect()));
+                    for problem in &problems {
+                        observer.note(&format!("passed over a checkpoint: {problem}"));
+                    }
+                    return Ok(checkpoint);
                 }
                 Err(problem) => problems.push(format!("{}: {problem}", path.display())),
             }
@@ -244,6 +247,7 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
 mod tests {
     use super::*;
     use crate::nn::{Init, Linear};
+    use crate::observe::Silent;
 
     const OPTIMIZER: AdamWConfig = AdamWConfig {
         betas: [0.9, 0.95],
@@ -277,8 +281,8 @@ mod tests {
         let damaged = checkpoints.newest_first().remove(0);
         fs::write(damaged.join(MANIFEST), "{}").unwrap();
         save(&checkpoints, 525);
-        let (checkpoint, notes) = checkpoints.newest_valid().unwrap();
-        assert_eq!((checkpoint.position.step, notes.len()), (525, 0));
+        let checkpoint = checkpoints.newest_valid(&Silent).unwrap();
+        assert_eq!(checkpoint.position.step, 525);
         assert_eq!(checkpoints.newest_first(), [checkpoint.path]);
     }
 
@@ -289,8 +293,7 @@ mod tests {
             "/tests/fixtures/checkpoint-format-1"
         );
         let checkpoints = Checkpoints::new(folder.into(), 1);
-        let (checkpoint, problems) = checkpoints.newest_valid().unwrap();
-        assert!(problems.is_empty());
+        let checkpoint = checkpoints.newest_valid(&Silent).unwrap();
         assert_eq!(
             checkpoint.position,
             Position {
@@ -330,7 +333,7 @@ mod tests {
                 // The hash catches nearly all of it, so tensors are also read for themselves.
                 let _ = StateDict::from_bytes(bytes);
                 fs::write(&path, bytes).unwrap();
-                if let Ok((checkpoint, _)) = checkpoints.newest_valid() {
+                if let Ok(checkpoint) = checkpoints.newest_valid(&Silent) {
                     let restored = checkpoint.restore(state.model.clone(), OPTIMIZER, &device);
                     assert!(restored.is_ok());
                 }

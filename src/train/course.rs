@@ -147,10 +147,7 @@ impl<'a> Course<'a> {
             observer.note("the run died before its first checkpoint; beginning anew");
             return Ok(None);
         }
-        let (checkpoint, notes) = self.checkpoints.newest_valid()?;
-        for note in notes {
-            observer.note(&note);
-        }
+        let checkpoint = self.checkpoints.newest_valid(observer)?;
         let position = &checkpoint.position;
         let found = (position.seed, position.steps_per_epoch);
         let expected = (self.base.seed, self.steps_per_epoch);

@@ -79,6 +79,21 @@ fn what_was_added_is_gone_or_has_another_size_is_named_and_refused_until_accepte
 }
 
 #[test]
+fn images_that_are_gone_are_named_with_where_they_were_given() {
+    let setup = Setup::new();
+    fs::rename(setup.at("set"), setup.at("elsewhere")).unwrap();
+    let run = setup.at("run").display().to_string();
+    for command in ["resume", "report"] {
+        let output = qbheat(&[command, &run]);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{command}: {text}");
+        for words in ["set: no such file or folder", "the run (its config.toml)"] {
+            assert!(text.contains(words), "{command}: {text}");
+        }
+    }
+}
+
+#[test]
 fn a_checkpoint_names_the_images_by_the_hash_of_their_index() {
     let setup = Setup::new();
     let index = fs::read_to_string(setup.at("run/index.jsonl")).unwrap();

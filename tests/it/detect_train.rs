@@ -66,7 +66,7 @@ fn train(config: &DetectorConfig, out: &Path, steps: u64) {
 /// Everything that a run has learnt.
 fn state(run: &Path) -> StateDict {
     StateDict::of(
-        &Trained::open(&RunFolder::open(run).unwrap())
+        &Trained::open(&RunFolder::open(run).unwrap(), &Silent)
             .unwrap()
             .detector,
     )

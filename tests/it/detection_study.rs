@@ -134,6 +134,14 @@ fn a_row_without_weights_does_not_keep_the_others_from_being_run() {
         let text = fs::read_to_string(out.join(name)).unwrap();
         assert!(text.contains("no such file"), "{name}");
     }
+    let plan = study(&file, &out, &["--plan"]);
+    assert_eq!(plan.status.code(), Some(1), "{}", stderr(&plan));
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    for cell in plan["cells"].as_array().unwrap() {
+        let ready = cell["cell"] != "shipped.seed0";
+        assert_eq!(cell["epochs"].is_u64(), ready);
+        assert_eq!(cell["reason"].is_string(), !ready);
+    }
 }
 
 #[test]

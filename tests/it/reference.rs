@@ -11,7 +11,7 @@ use qbheat::encoder::{
 use qbheat::heat::{
     Parametrisation, Propagator, QbHeatConfig, Quadrant, Visible, all_show, normalised_patches,
 };
-use qbheat::latent::{Latent, ObjectiveConfig};
+use qbheat::latent::{Latent, ObjectiveConfig, Target};
 use qbheat::nn::{
     Activation, Fan, Linear, Named, StateDict, TransformerBlock, cross_entropy,
     use_batch_statistics,
@@ -384,9 +384,13 @@ fn whole_model_has_the_loss_of_the_pytorch_model() {
     ]);
     for kind in ["signed", "norm-linear"] {
         let settings = [
-            ("image_size".to_owned(), "32".to_owned()),
-            ("qb_heat.propagator".to_owned(), kind.to_owned()),
-        ];
+            ("image_size", "32"),
+            ("qb_heat.propagator", kind),
+            ("qb_heat.visible_weight", "0"),
+            ("qb_heat.decoder.depth", "2"),
+            ("qb_heat.decoder.width", "128"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
         let config = Config::load(None, &settings).unwrap();
         let model = fill(qb_heat(&config, &qbheat::device().autodiff()).unwrap());
         let images: Tensor<4> = tensor(&wave(&[8, 3, 32, 32], 0.5, 1.0));
@@ -452,7 +456,7 @@ fn a_step_of_moco_equals_pytorch() {
         dim: 4,
         sub_batches: 2,
         momentum: 0.75,
-        ..MoCoConfig::default()
+        temperature: 0.2,
     };
     let model = MoCo::new(&config, rival_encoder(RIVAL), &mut init());
     let views: Tensor<4> = tensor(&wave(&[16, 3, 16, 16], 0.65, 1.0));
@@ -465,12 +469,17 @@ fn a_step_of_moco_equals_pytorch() {
 fn a_step_with_latent_targets_equals_pytorch() {
     use Quadrant::*;
     let objective = ObjectiveConfig {
+        target: Target::Latent,
         decorrelation: 0.3,
         momentum: 0.75,
-        ..ObjectiveConfig::default()
+        head: 10,
+    };
+    let config = QbHeatConfig {
+        visible_weight: 0.5,
+        ..QbHeatConfig::default()
     };
     let model = Latent::new(
-        &QbHeatConfig::default(),
+        &config,
         &objective,
         rival_encoder(RIVAL),
         RIVAL,

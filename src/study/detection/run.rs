@@ -51,7 +51,7 @@ impl<'a> DetectionStudy<'a> {
     }
 
     /// The epochs of every cell, without running any; where the study counts minutes, paces are measured.
-    pub fn lengths(&self) -> Result<Vec<(String, usize)>> {
+    pub fn lengths(&self) -> Result<Vec<(String, Result<usize>)>> {
         self.folder
             .lengths(&self.cells, Planned::name, |planned| self.epochs(planned))
     }
@@ -148,7 +148,7 @@ impl<'a> DetectionStudy<'a> {
         };
         let score_test = |set: &DetectionSet| -> Result<Figures> {
             let how = EvaluationConfig::new(config.image_size);
-            let detector = Trained::open(&run)?.detector;
+            let detector = Trained::open(&run, around.observer)?.detector;
             let found = evaluate(&detector, set, &how, around.observer)?;
             Ok(Figures::from(&found.score))
         };
