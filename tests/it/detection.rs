@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use qbheat::config::DetectorConfig;
 use qbheat::data::{DataConfig, ImageSize};
@@ -11,7 +11,7 @@ use qbheat::detect::{
     Prediction, Score, Sets, TrueBox, ViewConfig, baselines, chance, score,
 };
 use qbheat::error::Error;
-use qbheat::observe::{Observer, Silent};
+use qbheat::observe::{Notes, Observer, Silent};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -114,18 +114,6 @@ fn sets(home: &Path, more: &[(&str, &str)], observer: &dyn Observer) -> Result<S
     Sets::open(&DetectorConfig::load(None, &settings)?, observer)
 }
 
-#[derive(Default)]
-struct Notes(Mutex<String>);
-
-impl Observer for Notes {
-    fn begin(&self, _stage: &str, _total: u64) {}
-    fn progress(&self, _done: u64, _detail: &str) {}
-    fn end(&self) {}
-    fn note(&self, text: &str) {
-        self.0.lock().unwrap().push_str(text);
-    }
-}
-
 #[test]
 fn images_that_cannot_be_decoded_are_not_scored_and_others_are_trained_on_in_their_place() {
     let home = twelve();
@@ -146,7 +134,7 @@ fn images_that_cannot_be_decoded_are_not_scored_and_others_are_trained_on_in_the
 
     let notes = Notes::default();
     let damaged = open("0.4", &notes).unwrap();
-    let told = notes.0.into_inner().unwrap();
+    let told = notes.so_far().concat();
     assert!(told.contains(&scored) && !told.contains(&trained), "{told}");
     assert_eq!(
         (damaged.train.images.len(), damaged.val.images.len()),
