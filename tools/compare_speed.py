@@ -97,10 +97,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--images", help="images on disk, for the share of a step that waits for them")
     arguments = parser.parse_args()
+    rows = [row for row in ROWS if arguments.only in row[0]]
+    if not rows:
+        parser.error(f"--only {arguments.only}: no row's name contains it; there are {', '.join(row[0] for row in ROWS)}")
     lines, version = [], ""
-    for name, work, row, floor in ROWS:
-        if arguments.only not in name:
-            continue
+    for name, work, row, floor in rows:
         found = compare(arguments.binary, work, row, arguments.rounds, arguments.threads)
         ours, version = found["ours"], found["version"]
         torch = " / ".join(f"{found['torch'][mode]:.0f}" for mode in MODES)

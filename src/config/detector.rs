@@ -55,6 +55,8 @@ pub struct DetectConfig {
     pub class_agnostic: bool,
     /// Trains the encoder too; its batch statistics stay as they are.
     pub unfreeze: bool,
+    /// Whitens the maps by their moments over training images, before the first step, for the head to read.
+    pub whiten: bool,
     /// Image pixels a position of each map that the head reads: powers of two in ascending order, the last one
     /// `encoder.stride`, which is that of the weights, 8 at least. Where nothing is given, 8, 16 and 32 up to it.
     pub strides: Vec<usize>,
@@ -73,6 +75,7 @@ impl Default for DetectConfig {
             limit: 0,
             class_agnostic: false,
             unfreeze: false,
+            whiten: true,
             strides: Vec::new(),
             encoder_rate: 0.1,
             overfit: 0,

@@ -144,13 +144,20 @@ fn begin(
     let floors = Floors::from(&baselines(&sets.train, &sets.val, config.seed)?);
     let mut baseline = json!(floors);
     baseline["kind"] = BASELINE.into();
+    let model = match config.detect.whiten {
+        true => whitened(model, config, sets)?,
+        false => model,
+    };
+    go(course, config, sets, Start::Anew(model, baseline))
+}
+
+fn whitened(model: Detector, config: &DetectorConfig, sets: &Sets) -> Result<Detector> {
     let order = random::permutation(config.seed, Purpose::Sample, 0, sets.train.images.len());
     let looked_at = &order[..WHITENED_ON.min(order.len())];
     let batches = looked_at
         .chunks(config.optim.batch_size)
         .map(|indices| DetectionBatch::whole(&sets.train, indices, config.image_size));
-    let model = model.whitened_for(batches)?;
-    go(course, config, sets, Start::Anew(model, baseline))
+    model.whitened_for(batches)
 }
 
 fn go(

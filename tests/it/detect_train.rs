@@ -123,6 +123,25 @@ fn a_frozen_encoder_stays_bitwise_as_it_was_and_of_another_the_statistics_do() {
 }
 
 #[test]
+fn maps_are_whitened_where_that_is_asked_for_and_as_they_are_elsewhere() {
+    let home = tempfile::tempdir().unwrap();
+    for whiten in ["true", "false"] {
+        let run = home.path().join(whiten);
+        train(&config(&[("detect.whiten", whiten)]), &run, 1);
+        let whitening = state(&run).under("whitening.0.");
+        let mean = &whitening.0["mean"].values;
+        assert_eq!(mean.iter().all(|&mean| mean == 0.0), whiten == "false");
+        let matrix = &whitening.0["matrix"];
+        let side = matrix.shape[0];
+        let is_identity = matrix.values.iter().enumerate().all(|(at, &value)| {
+            let on_diagonal = at / side == at % side;
+            value == f32::from(u8::from(on_diagonal))
+        });
+        assert_eq!(is_identity, whiten == "false");
+    }
+}
+
+#[test]
 fn a_step_that_is_not_finite_is_kept_and_comes_out_the_same_again() {
     let home = tempfile::tempdir().unwrap();
     let run = home.path().join("run");
