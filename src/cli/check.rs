@@ -29,7 +29,7 @@ pub struct Check {
 impl Check {
     pub fn run(&self, progress: &Progress) -> Result<Answer> {
         // Rayon, too, takes 0 for all cores.
-        use_threads(self.threads);
+        use_threads(self.threads)?;
         let config = DataConfig {
             path: self.data.clone(),
             ..DataConfig::default()

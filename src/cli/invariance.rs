@@ -89,7 +89,7 @@ impl Invariance {
         compute_on(self.common.device.unwrap_or_default())?;
         let weights = open_weights(&self.weights, seed)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        use_threads(self.common.threads.unwrap_or(threads));
+        use_threads(self.common.threads.unwrap_or(threads))?;
         let data = DataConfig {
             path: self.data.clone(),
             channels: weights[0].metadata.images().channels,

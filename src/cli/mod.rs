@@ -173,17 +173,25 @@ fn heed_environment() -> Result<()> {
     }
 }
 
-/// Fixes the number of threads that compute, for the whole process.
-fn use_threads(threads: usize) {
-    // An error means that the pool exists already, which only happens where a command calls this twice.
-    let _ = rayon::ThreadPoolBuilder::new()
+/// Fixes the number of threads that compute, for the whole process; this one is among them, since handing every operation
+/// over to another would take a fifth of a step's time.
+fn use_threads(threads: usize) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global();
+    match pool.as_ref().map_err(std::error::Error::source) {
+        Err(Some(reason)) => Err(Error::Refused(format!(
+            "{threads} threads cannot be started ({reason}); use fewer (--threads)"
+        ))),
+        // Without a source: the pool exists already, where a command calls this twice.
+        Ok(()) | Err(None) => Ok(()),
+    }
 }
 
 /// Fixes how this process computes: as the configuration says, where the command does not say otherwise.
 fn compute_as(config: &Base, common: &Common) -> Result<()> {
-    use_threads(common.threads.unwrap_or(config.threads));
+    use_threads(common.threads.unwrap_or(config.threads))?;
     if !config.kernels {
         qbheat_kernels::set_enabled(false);
     }

@@ -132,7 +132,7 @@ impl Probe {
             ));
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        use_threads(self.common.threads.unwrap_or(threads));
+        use_threads(self.common.threads.unwrap_or(threads))?;
         // As the run's own images were prepared.
         let prepared = match into.as_ref().or(weights.run.as_ref()) {
             Some(run) => resumed_config(run, None)?.base.data,

@@ -57,7 +57,8 @@ pub(crate) struct Order {
     pub batch_size: usize,
 }
 
-/// Threads that prepare batches of any kind, one after the other in turn.
+/// Threads that prepare batches of any kind, one after the other in turn. They must not hand work to the pool of threads
+/// that compute: the one that waits for a batch may be all that this has.
 pub(crate) struct Lanes<B> {
     lanes: Vec<Receiver<Result<B>>>,
     next: usize,

@@ -17,7 +17,7 @@
 //! cuts differ run one after another.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +26,9 @@ use super::view::Placement;
 use crate::config::require;
 use crate::data::ImageSize;
 use crate::error::Result;
-use crate::nn::cost::spend;
-use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, attend, perceptron, rows_at, values};
+use crate::nn::{
+    Init, LayerNorm, Linear, TransformerBlock, attend, attend_within, perceptron, rows_at, values,
+};
 
 /// Channels of a head's key that hold its place: x, y, x², y².
 const PLACE: usize = 4;
@@ -44,8 +45,6 @@ const EDGE: f32 = 1e-3;
 const TEMPERATURE: f64 = 20.0;
 /// Deviation of a head's first Gaussian, as a share of half the box's side.
 const SPREAD: f32 = 0.5;
-/// Added to a score, leaves nothing of its weight.
-const UNSEEN: f32 = -1e9;
 
 /// The head's sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -282,7 +281,7 @@ impl DetectionHead {
         let mut state = Queries {
             content: content.reshape([n, queries, width]),
             references: references.reshape([n, queries, 4]),
-            apart: None,
+            segments: Vec::new(),
         };
         let mut all = queries;
         if let Some(spoilt) = noised.and_then(|noised| Spoilt::of(&noised, queries, &grid.centres))
@@ -293,7 +292,7 @@ impl DetectionHead {
             state = Queries {
                 content: Tensor::cat(vec![state.content, labels], 1),
                 references: Tensor::cat(vec![state.references, spoilt.boxes], 1),
-                apart: Some(spoilt.apart),
+                segments: spoilt.segments,
             };
         }
         let (mut layers, mut denoised) = (Vec::new(), Vec::new());
@@ -409,8 +408,8 @@ struct Queries {
     content: Tensor<3>,
     /// Their boxes, without a gradient: `[n, L, 4]`.
     references: Tensor<3>,
-    /// Added to the scores with which they see each other, `[n, 1, L, L]`: 0, or so far below that they do not.
-    apart: Option<Tensor<4>>,
+    /// Of each, `[n·L]`: they see those of their own segment only. Empty where they see all.
+    segments: Vec<u32>,
 }
 
 /// Denoising queries of a group's images.
@@ -420,7 +419,7 @@ struct Spoilt {
     /// `[n, D, 4]`.
     boxes: Tensor<3>,
     /// As in [`Queries`], with the other queries in front: each group sees itself only.
-    apart: Tensor<4>,
+    segments: Vec<u32>,
 }
 
 impl Spoilt {
@@ -431,7 +430,7 @@ impl Spoilt {
         if most == 0 {
             return None;
         }
-        let (mut labels, mut boxes, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut labels, mut boxes, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         for noised in noised {
             // Those that fill up the list are a group of their own, which nobody reads.
             let fill = most - noised.len();
@@ -439,21 +438,15 @@ impl Spoilt {
             labels.extend(vec![0; fill]);
             boxes.extend(noised.iter().flat_map(|noised| noised.bbox));
             boxes.extend(vec![0.5; 4 * fill]);
-            let mut kin = vec![None; queries];
-            kin.extend(noised.iter().map(|noised| Some(noised.group)));
-            kin.extend(vec![Some(usize::MAX); fill]);
-            for own in &kin {
-                apart.extend(
-                    kin.iter()
-                        .map(|other| if own == other { 0.0 } else { UNSEEN }),
-                );
-            }
+            segments.extend(vec![0; queries]);
+            segments.extend(noised.iter().map(|noised| noised.group as u32 + 1));
+            segments.extend(vec![u32::MAX; fill]);
         }
-        let (all, device) = (queries + most, like.device());
+        let device = like.device();
         Some(Self {
             labels: Tensor::from_data(TensorData::new(labels, [n * most]), &device),
             boxes: Tensor::from_data(TensorData::new(boxes, [n, most, 4]), &device),
-            apart: Tensor::from_data(TensorData::new(apart, [n, 1, all, all]), &device),
+            segments,
         })
     }
 }
@@ -580,16 +573,16 @@ impl DecoderLayer {
         let Queries {
             content,
             references,
-            apart,
+            segments,
         } = queries;
         let normed = self.among_norm.forward(content.clone());
         let placed = normed.clone() + position;
         let query = self.among_query.forward(placed.clone());
         let key = self.among_key.forward(placed);
         let value = self.among_value.forward(normed);
-        let seen = match &apart {
-            Some(apart) => attend_apart(query, key, value, self.heads, apart.clone()),
-            None => attend(query, key, value, self.heads),
+        let seen = match segments.is_empty() {
+            true => attend(query, key, value, self.heads),
+            false => attend_within(query, key, value, self.heads, segments.clone()),
         };
         let content = content + self.among.forward(seen);
 
@@ -604,7 +597,7 @@ impl DecoderLayer {
         let queries = Queries {
             content,
             references: answers.boxes.clone().detach(),
-            apart,
+            segments,
         };
         (queries, answers)
     }
@@ -655,23 +648,4 @@ fn first_places(heads: usize, device: &Device) -> Tensor<1> {
     };
     let places: Vec<f32> = (0..heads).flat_map(place).collect();
     Tensor::from_data(TensorData::new(places, [PLACE * heads]), device)
-}
-
-/// [`attend`] with numbers `[n, 1, L, L]` added to the scores. Few queries: Burn's own operations do.
-fn attend_apart(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    apart: Tensor<4>,
-) -> Tensor<3> {
-    let [n, l, c] = q.dims();
-    spend(2 * n * l * l * c);
-    let split = |x: Tensor<3>| x.reshape([n, l, heads, c / heads]).swap_dims(1, 2);
-    let q = split(q) * ((c / heads) as f32).powf(-0.5);
-    let scores = q.matmul(split(k).transpose()) + apart;
-    softmax(scores, 3)
-        .matmul(split(v))
-        .swap_dims(1, 2)
-        .reshape([n, l, c])
 }

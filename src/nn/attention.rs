@@ -12,3 +12,17 @@ pub fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<
     spend(2 * n * l * k.dims()[1] * c);
     qbheat_kernels::attention(q, k, v, heads)
 }
+
+/// [`attend`] of rows to each other, S being L, where each sees those of its own segment only: `segments` has a number for
+/// each row of each sample, `[N·L]`.
+pub fn attend_within(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    segments: Vec<u32>,
+) -> Tensor<3> {
+    let [n, l, c] = q.dims();
+    spend(2 * n * l * l * c);
+    qbheat_kernels::attention_within(q, k, v, heads, segments)
+}

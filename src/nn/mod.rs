@@ -14,7 +14,7 @@ mod state;
 mod sum;
 mod transformer;
 
-pub use attention::attend;
+pub use attention::{attend, attend_within};
 pub use batch_norm::{BatchNorm, RunningStatistics, use_batch_statistics};
 pub use convolution::{ConvNorm, Convolution, Layer, chain};
 pub use cost::multiply_adds;

@@ -14,6 +14,8 @@ use crate::simd::{dot, exp, largest, sum, unwritten, vectorised};
 #[derive(Debug)]
 pub struct Attention {
     pub heads: usize,
+    /// Of each row of each sample: rows see those of their own segment only, L being S. Empty where they see all.
+    pub segments: Vec<u32>,
 }
 
 /// Where q, k and v stand.
@@ -87,22 +89,39 @@ impl Layout {
             packed.fill([length, self.head], rows.values(), [stride, 1]);
         }
     }
+
+    /// Rows of q that are weighed together, and which they are: `[first, count]`.
+    fn blocks(&self) -> impl Iterator<Item = [usize; 2]> {
+        let l = self.lengths[0];
+        (0..l)
+            .step_by(BLOCK)
+            .map(move |first| [first, BLOCK.min(l - first)])
+    }
 }
 
-#[derive(Default)]
+/// So few rows of q are weighed at a time that their weights stay in the cache.
+const BLOCK: usize = 64;
+
+/// What one thread needs for one head after another.
 struct Scratch {
     weights: Vec<f32>,
     slopes: Vec<f32>,
-    packed: Packed,
+    keys: Packed,
+    values: Packed,
+    /// The keys, the other way round.
+    back: Packed,
 }
 
 impl Scratch {
     fn new(layout: &Layout) -> Self {
-        let size = layout.lengths[0] * layout.lengths[1];
+        let [l, s] = layout.lengths;
+        let size = BLOCK.min(l) * s;
         Self {
             weights: unwritten(size),
             slopes: unwritten(size),
-            packed: Packed::default(),
+            keys: Packed::default(),
+            values: Packed::default(),
+            back: Packed::default(),
         }
     }
 }
@@ -126,14 +145,71 @@ fn softmax(x: &mut [f32], width: usize, scale: f32) {
     );
 }
 
+/// Puts `value` where rows of q, which begin with row `first`, meet rows of k of another segment.
+fn keep_apart(value: f32, segments: &[u32], first: usize, scores: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, own) in scores
+                .chunks_exact_mut(segments.len())
+                .zip(&segments[first..])
+            {
+                for (score, other) in row.iter_mut().zip(segments) {
+                    *score = if other == own { *score } else { value };
+                }
+            }
+        },
+    );
+}
+
+/// A head of a sample.
+struct Head<'a> {
+    layout: &'a Layout,
+    /// Of the sample.
+    segments: &'a [u32],
+}
+
+impl Head<'_> {
+    /// The weights of `rows` rows of q, the first of all being `first`, over the rows of k.
+    fn weigh(&self, first: usize, rows: usize, q: Rows, keys: &Packed, weights: &mut [f32]) {
+        let s = self.layout.lengths[1];
+        multiply_rows(rows, q, keys, Onto::Zero, RowsMut::new(weights, s));
+        if self.segments.is_empty() {
+            softmax(weights, s, scale(self.layout));
+        } else {
+            keep_apart(f32::NEG_INFINITY, self.segments, first, weights);
+            softmax(weights, s, scale(self.layout));
+            // What is left of them are subnormal numbers, which some processors are slow with.
+            keep_apart(0.0, self.segments, first, weights);
+        }
+    }
+}
+
 impl Attention {
-    /// The weights of each row of q over the rows of k.
-    fn weigh(&self, layout: &Layout, q: Rows, k: Rows, scratch: &mut Scratch) {
+    /// Rows see all.
+    pub fn new(heads: usize) -> Self {
+        Self {
+            heads,
+            segments: Vec::new(),
+        }
+    }
+
+    fn layout(&self, inputs: &[Array]) -> Layout {
+        let layout = Layout::of(inputs, self.heads);
         let [l, s] = layout.lengths;
-        layout.fill(&mut scratch.packed, k, 1, true);
-        let weights = RowsMut::new(&mut scratch.weights, s);
-        multiply_rows(l, q, &scratch.packed, Onto::Zero, weights);
-        softmax(&mut scratch.weights, s, scale(layout));
+        assert!(self.segments.is_empty() || l == s && self.segments.len() == layout.samples * l);
+        layout
+    }
+
+    fn head<'a>(&'a self, layout: &'a Layout, sample: usize) -> Head<'a> {
+        let rows = match self.segments.is_empty() {
+            true => 0..0,
+            false => sample * layout.lengths[0]..(sample + 1) * layout.lengths[0],
+        };
+        Head {
+            layout,
+            segments: &self.segments[rows],
+        }
     }
 }
 
@@ -141,22 +217,82 @@ fn scale(layout: &Layout) -> f32 {
     1.0 / (layout.head as f32).sqrt()
 }
 
+/// What a head answers for one sample, from its q, k and v.
+fn forward(head: &Head, [q, k, v]: [Rows; 3], scratch: &mut Scratch, mut y: RowsMut) {
+    let layout = head.layout;
+    let s = layout.lengths[1];
+    layout.fill(&mut scratch.keys, k, 1, true);
+    layout.fill(&mut scratch.values, v, 2, false);
+    for [first, rows] in layout.blocks() {
+        let weights = &mut scratch.weights[..rows * s];
+        head.weigh(first, rows, q.after(first), &scratch.keys, weights);
+        let weights = Rows::new(weights, s);
+        let y = y.after(first);
+        multiply_rows(rows, weights, &scratch.values, Onto::Zero, y);
+    }
+}
+
+/// From the gradient of that answer those of q, k and v.
+fn backward(
+    head: &Head,
+    [q, k, v]: [Rows; 3],
+    dy: Rows,
+    scratch: &mut Scratch,
+    [mut dq, mut dk, mut dv]: [RowsMut; 3],
+) {
+    let layout = head.layout;
+    let s = layout.lengths[1];
+    let size = [s, layout.head];
+    let scale = scale(layout);
+    layout.fill(&mut scratch.keys, k, 1, true);
+    layout.fill(&mut scratch.values, v, 2, true);
+    layout.fill(&mut scratch.back, k, 1, false);
+    for [first, rows] in layout.blocks() {
+        let (q, dy, add) = (q.after(first), dy.after(first), first > 0);
+        let weights = &mut scratch.weights[..rows * s];
+        let slopes = &mut scratch.slopes[..rows * s];
+        head.weigh(first, rows, q, &scratch.keys, weights);
+        let weighed = Rows::new(weights, s);
+        multiply_rows_transposed(rows, size, weighed, dy, add, dv.after(0));
+        multiply_rows(
+            rows,
+            dy,
+            &scratch.values,
+            Onto::Zero,
+            RowsMut::new(slopes, s),
+        );
+        vectorised(
+            #[inline(always)]
+            || {
+                for (slopes, weights) in slopes.chunks_exact_mut(s).zip(weights.chunks_exact(s)) {
+                    let level = dot(slopes, weights);
+                    for (slope, weight) in slopes.iter_mut().zip(weights) {
+                        *slope = weight * (*slope - level) * scale;
+                    }
+                }
+            },
+        );
+        let slopes = Rows::new(slopes, s);
+        multiply_rows(rows, slopes, &scratch.back, Onto::Zero, dq.after(first));
+        multiply_rows_transposed(rows, size, slopes, q, add, dk.after(0));
+    }
+}
+
 impl Operation for Attention {
     fn forward(&self, inputs: &[Array], _saves: bool) -> Forward {
-        let layout = Layout::of(inputs, self.heads);
+        let layout = self.layout(inputs);
         let ([l, _], channels) = (layout.lengths, layout.channels);
         let mut y = unwritten(layout.samples * l * channels);
-        y.par_chunks_mut(l * channels).enumerate().for_each_init(
+        let bands: Vec<RowsMut> = y
+            .chunks_mut(l * channels)
+            .flat_map(|y| RowsMut::new(y, channels).bands(layout.head))
+            .collect();
+        bands.into_par_iter().enumerate().for_each_init(
             || Scratch::new(&layout),
-            |scratch, (sample, y)| {
-                for head in 0..self.heads {
-                    let part = |part| layout.rows(inputs, part, sample, head);
-                    self.weigh(&layout, part(0), part(1), scratch);
-                    layout.fill(&mut scratch.packed, part(2), 2, false);
-                    let weights = Rows::new(&scratch.weights, layout.lengths[1]);
-                    let y = RowsMut::new(&mut y[head * layout.head..], channels);
-                    multiply_rows(l, weights, &scratch.packed, Onto::Zero, y);
-                }
+            |scratch, (band, y)| {
+                let (sample, head) = (band / self.heads, band % self.heads);
+                let parts = [0, 1, 2].map(|part| layout.rows(inputs, part, sample, head));
+                forward(&self.head(&layout, sample), parts, scratch, y);
             },
         );
         Forward::from(Array::new(y, &[layout.samples, l, channels]))
@@ -169,64 +305,35 @@ impl Operation for Attention {
         gradient: &Array,
         _wanted: &[bool],
     ) -> Vec<Option<Array>> {
-        let layout = Layout::of(inputs, self.heads);
-        let ([l, s], channels) = (layout.lengths, layout.channels);
+        let layout = self.layout(inputs);
+        let ([l, _], channels, heads) = (layout.lengths, layout.channels, self.heads);
         let mut found: Vec<Vec<f32>> = inputs.iter().map(|x| unwritten(x.len())).collect();
-        // One entry a sample, of one slice an input.
-        let mut samples: Vec<Vec<&mut [f32]>> = (0..layout.samples).map(|_| Vec::new()).collect();
-        for (input, found) in inputs.iter().zip(&mut found) {
-            let per_sample = input.len() / layout.samples.max(1);
-            for (sample, part) in samples.iter_mut().zip(found.chunks_mut(per_sample.max(1))) {
-                sample.push(part);
-            }
+        let mut samples: Vec<_> = inputs
+            .iter()
+            .zip(&mut found)
+            .map(|(input, found)| found.chunks_mut((input.len() / layout.samples.max(1)).max(1)))
+            .collect();
+        let mut tasks = Vec::with_capacity(layout.samples * heads);
+        for _ in 0..layout.samples {
+            // Whether side by side or one behind the other: the heads of q, then those of k, then those of v.
+            let inputs = inputs.iter().zip(&mut samples);
+            let bands = inputs.flat_map(|(input, found)| {
+                let found = found.next().expect("a slice for each sample");
+                RowsMut::new(found, input.dims::<3>()[2]).bands(layout.head)
+            });
+            let mut q: Vec<RowsMut> = bands.collect();
+            let mut k = q.split_off(heads);
+            let v = k.split_off(heads);
+            tasks.extend(q.into_iter().zip(k).zip(v).map(|((q, k), v)| [q, k, v]));
         }
-        samples.into_par_iter().enumerate().for_each_init(
+        tasks.into_par_iter().enumerate().for_each_init(
             || Scratch::new(&layout),
-            |scratch, (sample, mut found)| {
-                for head in 0..self.heads {
-                    let part = |part| layout.rows(inputs, part, sample, head);
-                    let [q, k, v] = [part(0), part(1), part(2)];
-                    let dy = &gradient[sample * l * channels + head * layout.head..];
-                    let dy = Rows::new(dy, channels);
-                    let mut into = |part: usize, run: &mut dyn FnMut(RowsMut)| {
-                        let (input, offset, stride) = layout.parts[part];
-                        let start = offset + head * layout.head;
-                        run(RowsMut::new(&mut found[input][start..], stride));
-                    };
-                    self.weigh(&layout, q, k, scratch);
-                    let Scratch {
-                        weights,
-                        slopes,
-                        packed,
-                    } = &mut *scratch;
-                    let size = [s, layout.head];
-                    into(2, &mut |dv| {
-                        multiply_rows_transposed(l, size, Rows::new(weights, s), dy, false, dv);
-                    });
-                    layout.fill(packed, v, 2, true);
-                    multiply_rows(l, dy, packed, Onto::Zero, RowsMut::new(slopes, s));
-                    let scale = scale(&layout);
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            for (slopes, weights) in
-                                slopes.chunks_exact_mut(s).zip(weights.chunks_exact(s))
-                            {
-                                let level = dot(slopes, weights);
-                                for (slope, weight) in slopes.iter_mut().zip(weights) {
-                                    *slope = weight * (*slope - level) * scale;
-                                }
-                            }
-                        },
-                    );
-                    layout.fill(packed, k, 1, false);
-                    into(0, &mut |dq| {
-                        multiply_rows(l, Rows::new(slopes, s), packed, Onto::Zero, dq);
-                    });
-                    into(1, &mut |dk| {
-                        multiply_rows_transposed(l, size, Rows::new(slopes, s), q, false, dk);
-                    });
-                }
+            |scratch, (task, found)| {
+                let (sample, head) = (task / heads, task % heads);
+                let parts = [0, 1, 2].map(|part| layout.rows(inputs, part, sample, head));
+                let dy = &gradient[sample * l * channels + head * layout.head..];
+                let dy = Rows::new(dy, channels);
+                backward(&self.head(&layout, sample), parts, dy, scratch, found);
             },
         );
         inputs

@@ -4,6 +4,8 @@
 //! The small side is packed once into panels as wide as three vectors; tiles of the result stay in registers. Nothing
 //! here runs on more than one thread: callers cut the rows into pieces.
 
+use std::marker::PhantomData;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -134,6 +136,11 @@ impl<'a> Rows<'a> {
         self.values
     }
 
+    /// Without the first ones.
+    pub fn after(&self, rows: usize) -> Self {
+        Self::new(&self.values[rows * self.stride..], self.stride)
+    }
+
     fn check(&self, rows: usize, columns: usize) {
         check(self.values.len(), self.stride, rows, columns);
     }
@@ -141,13 +148,56 @@ impl<'a> Rows<'a> {
 
 /// Rows that are written, each `stride` behind the one before.
 pub struct RowsMut<'a> {
-    values: &'a mut [f32],
+    start: *mut f32,
+    /// Floats from the first one to the last.
+    length: usize,
     stride: usize,
+    /// Most columns that belong to it.
+    width: usize,
+    of: PhantomData<&'a mut [f32]>,
 }
+
+// SAFETY: nobody else has the floats that belong to it, as with the slice that it was made of.
+unsafe impl Send for RowsMut<'_> {}
 
 impl<'a> RowsMut<'a> {
     pub fn new(values: &'a mut [f32], stride: usize) -> Self {
-        Self { values, stride }
+        Self {
+            start: values.as_mut_ptr(),
+            length: values.len(),
+            stride,
+            width: stride,
+            of: PhantomData,
+        }
+    }
+
+    /// Cut into bands of so many columns, side by side, each of which may be written by another thread.
+    pub fn bands(self, width: usize) -> impl Iterator<Item = Self> {
+        assert!(width > 0 && self.width.is_multiple_of(width) && self.length >= self.width);
+        (0..self.width).step_by(width).map(move |column| Self {
+            // SAFETY: within the first row; no two bands have a column in common.
+            start: unsafe { self.start.add(column) },
+            length: self.length - column,
+            width,
+            ..self
+        })
+    }
+
+    /// Without the first rows, or with all of them, for as long as the whole is not used.
+    pub fn after(&mut self, rows: usize) -> RowsMut<'_> {
+        let floats = rows * self.stride;
+        assert!(floats < self.length);
+        RowsMut {
+            // SAFETY: within the floats that it has.
+            start: unsafe { self.start.add(floats) },
+            length: self.length - floats,
+            ..*self
+        }
+    }
+
+    fn check(&self, rows: usize, columns: usize) {
+        assert!(columns <= self.width);
+        check(self.length, self.stride, rows, columns);
     }
 }
 
@@ -189,7 +239,7 @@ fn run(rows: usize, a: Rows, b: &Packed, onto: Onto, bounds: [f32; 2], c: RowsMu
         return;
     }
     a.check(rows, b.depth);
-    check(c.values.len(), c.stride, rows, b.columns);
+    c.check(rows, b.columns);
     if let Onto::Row(row) = onto {
         assert_eq!(row.len(), b.columns);
     }
@@ -237,7 +287,8 @@ impl WithSimd for Multiply<'_> {
                 b: panel,
                 b_stride: width,
                 depth: b.depth,
-                c: c.values[start..].as_mut_ptr(),
+                // SAFETY: a column of the first row.
+                c: unsafe { c.start.add(start) },
                 c_stride: c.stride,
                 filled: width.min(b.columns - start),
                 bias,
@@ -280,7 +331,7 @@ pub fn multiply_rows_transposed(
     assert!(rows > 0 && m > 0);
     a.check(rows, m);
     b.check(rows, n);
-    check(c.values.len(), c.stride, m, n);
+    c.check(m, n);
     arch().dispatch(MultiplyTransposed {
         rows,
         m,
@@ -323,7 +374,8 @@ impl WithSimd for MultiplyTransposed<'_> {
                 b: b.values[start..].as_ptr(),
                 b_stride: b.stride,
                 depth: rows,
-                c: c.values[start..].as_mut_ptr(),
+                // SAFETY: a column of the first row.
+                c: unsafe { c.start.add(start) },
                 c_stride: c.stride,
                 filled: width.min(n - start),
                 bias: std::ptr::null(),

@@ -158,7 +158,26 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tens
         return plain::attention(q, k, v, heads);
     }
     run(
-        attention::Attention { heads },
+        attention::Attention::new(heads),
+        [q.into(), k.into(), v.into()],
+    )
+    .0
+}
+
+/// [`attention`] of rows to each other, L being S, where each sees those of its own segment only: `segments` has a number
+/// for each row of each sample, `[N·L]`.
+pub fn attention_within(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    segments: Vec<u32>,
+) -> Tensor<3> {
+    if !serves(&q) || !serves(&k) {
+        return plain::attention_within(q, k, v, heads, &segments);
+    }
+    run(
+        attention::Attention { heads, segments },
         [q.into(), k.into(), v.into()],
     )
     .0
@@ -167,7 +186,7 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tens
 /// [`attention`] with q, k and v side by side: `[N, T, 3·C]` to `[N, T, C]`.
 pub fn self_attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     if serves(&qkv) {
-        return run(attention::Attention { heads }, [qkv.into()]).0;
+        return run(attention::Attention::new(heads), [qkv.into()]).0;
     }
     plain::self_attention(qkv, heads)
 }

@@ -132,7 +132,7 @@ pub fn largest(x: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// eˣ to two units in the last place, 0 below −87; for x up to 88.
+/// eˣ to two units in the last place, e⁻⁸⁷ below −87; for x up to 88.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding it rounds to an integer, which then stands in the lowest bits.

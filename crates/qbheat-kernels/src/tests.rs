@@ -284,7 +284,17 @@ fn attention() {
         ([2, 5, 3, 12], 2),
         ([3, 17, 6, 40], 4),
         ([1, 3, 65, 16], 2),
+        ([2, 150, 70, 24], 2),
     ] {
+        check("attention within segments", 6, |x, fused| {
+            let (q, k, v) = (x.take([n, l, c]), x.take([n, l, c]), x.take([n, l, c]));
+            let segments: Vec<u32> = (0..n * l).map(|row| row as u32 % 7 / 3).collect();
+            if fused {
+                crate::attention_within(q, k, v, heads, segments)
+            } else {
+                plain::attention_within(q, k, v, heads, &segments)
+            }
+        });
         check("attention", 3, |x, fused| {
             let (q, k, v) = (x.take([n, l, c]), x.take([n, s, c]), x.take([n, s, c]));
             if fused {

@@ -79,7 +79,7 @@ impl Block {
     }
 
     fn attention(&self) -> Attention {
-        Attention { heads: self.heads }
+        Attention::new(self.heads)
     }
 }
 
