@@ -99,7 +99,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in ROWS if arguments.only in row[0]]
     if not rows:
-        parser.error(f"--only {arguments.only}: no row's name contains it; there are {', '.join(row[0] for row in ROWS)}")
+        parser.error(f"--only {arguments.only}: no row's name contains it; there are: {'; '.join(row[0] for row in ROWS)}")
     lines, version = [], ""
     for name, work, row, floor in rows:
         found = compare(arguments.binary, work, row, arguments.rounds, arguments.threads)

@@ -580,10 +580,7 @@ impl DecoderLayer {
         let query = self.among_query.forward(placed.clone());
         let key = self.among_key.forward(placed);
         let value = self.among_value.forward(normed);
-        let seen = match segments.is_empty() {
-            true => attend(query, key, value, self.heads),
-            false => attend_within(query, key, value, self.heads, segments.clone()),
-        };
+        let seen = attend_within(query, key, value, self.heads, segments.clone());
         let content = content + self.among.forward(seen);
 
         let normed = self.look_norm.forward(content.clone());

@@ -202,13 +202,10 @@ impl Attention {
     }
 
     fn head<'a>(&'a self, layout: &'a Layout, sample: usize) -> Head<'a> {
-        let rows = match self.segments.is_empty() {
-            true => 0..0,
-            false => sample * layout.lengths[0]..(sample + 1) * layout.lengths[0],
-        };
+        let mut samples = self.segments.chunks_exact(layout.lengths[0]);
         Head {
             layout,
-            segments: &self.segments[rows],
+            segments: samples.nth(sample).unwrap_or_default(),
         }
     }
 }

@@ -154,18 +154,11 @@ pub fn layer_norm<const D: usize>(
 /// `softmax(q kᵀ / √(C/heads)) v` in each of `heads` contiguous groups of channels (arXiv 1706.03762): q `[N, L, C]`, k
 /// and v `[N, S, C]` to `[N, L, C]`.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    if !serves(&q) || !serves(&k) {
-        return plain::attention(q, k, v, heads);
-    }
-    run(
-        attention::Attention::new(heads),
-        [q.into(), k.into(), v.into()],
-    )
-    .0
+    attention_within(q, k, v, heads, Vec::new())
 }
 
 /// [`attention`] of rows to each other, L being S, where each sees those of its own segment only: `segments` has a number
-/// for each row of each sample, `[N·L]`.
+/// for each row of each sample, `[N·L]`; empty where they see all.
 pub fn attention_within(
     q: Tensor<3>,
     k: Tensor<3>,

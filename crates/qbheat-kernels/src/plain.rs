@@ -39,7 +39,7 @@ pub fn layer_norm<const D: usize>(
 }
 
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    weighed(q, k, v, heads, |scores| scores)
+    attention_within(q, k, v, heads, &[])
 }
 
 /// Added to a score, leaves nothing of its weight.
@@ -52,33 +52,25 @@ pub fn attention_within(
     heads: usize,
     segments: &[u32],
 ) -> Tensor<3> {
-    let [n, l, _] = q.dims();
-    let mut apart = Vec::with_capacity(n * l * l);
-    for segments in segments.chunks_exact(l) {
-        for own in segments {
-            let unseen = |other: &u32| if own == other { 0.0 } else { UNSEEN };
-            apart.extend(segments.iter().map(unseen));
-        }
-    }
-    let apart = Tensor::<4>::from_data(TensorData::new(apart, [n, 1, l, l]), &q.device());
-    weighed(q, k, v, heads, |scores| scores + apart)
-}
-
-/// `change` is applied to the scores, `[N, heads, L, S]`.
-fn weighed(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    change: impl FnOnce(Tensor<4>) -> Tensor<4>,
-) -> Tensor<3> {
     let [n, l, c] = q.dims();
     let s = k.dims()[1];
     let split =
         |x: Tensor<3>, length: usize| x.reshape([n, length, heads, c / heads]).swap_dims(1, 2);
     let q = split(q, l) * ((c / heads) as f32).powf(-0.5);
-    let scores = q.matmul(split(k, s).transpose());
-    softmax(change(scores), 3)
+    let mut scores = q.matmul(split(k, s).transpose());
+    if !segments.is_empty() {
+        let mut apart = Vec::with_capacity(n * l * l);
+        for segments in segments.chunks_exact(l) {
+            for own in segments {
+                let unseen = |other: &u32| if own == other { 0.0 } else { UNSEEN };
+                apart.extend(segments.iter().map(unseen));
+            }
+        }
+        let apart = TensorData::new(apart, [n, 1, l, l]);
+        let apart = Tensor::from_data(apart, &scores.device());
+        scores = scores + apart;
+    }
+    softmax(scores, 3)
         .matmul(split(v, s))
         .swap_dims(1, 2)
         .reshape([n, l, c])
