@@ -1,21 +1,64 @@
 //! Products of a tall matrix and a small one, the shape of every layer of a light network: thousands of rows
 //! (positions of a batch), tens to hundreds of columns (channels).
 //!
-//! The small side is packed once into panels as wide as three vectors; tiles of the result stay in registers. Nothing
-//! here runs on more than one thread: callers cut the rows into pieces.
+//! The small side is packed once into panels as wide as two or three vectors; tiles of the result stay in registers.
+//! Nothing here runs on more than one thread: callers cut the rows into pieces.
 
 use std::marker::PhantomData;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::simd::{arch, lanes, within};
+use crate::simd::{arch, within};
 
-/// Vectors a panel is wide.
-const VECTORS: usize = 3;
+/// How a result is cut into tiles. A tile's sums, the vectors of a row of the small side and an entry of the tall one
+/// have to be in registers at once: of 32 they take 8·3 + 3 + 1, of 16 they take 6·2 + 2 + 1.
+#[derive(Clone, Copy)]
+struct Cut {
+    lanes: usize,
+    /// Vectors a panel is wide.
+    vectors: usize,
+}
 
-/// A matrix `[depth, columns]` in panels: all rows of the first three vectors' columns, then of the next three.
-/// Columns are filled up with zeros to a whole number of vectors.
+impl Cut {
+    #[inline(always)]
+    fn of<S: Simd>() -> Self {
+        Self {
+            lanes: S::F32_LANES,
+            vectors: if has_many_registers::<S>() { 3 } else { 2 },
+        }
+    }
+
+    /// That of the vectors in use.
+    fn here() -> Self {
+        struct Here;
+        impl WithSimd for Here {
+            type Output = Cut;
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> Cut {
+                Cut::of::<S>()
+            }
+        }
+        arch().dispatch(Here)
+    }
+
+    /// Start and width of each panel; widths are whole numbers of vectors.
+    fn panels(self, columns: usize) -> impl Iterator<Item = (usize, usize)> {
+        let whole = columns.next_multiple_of(self.lanes);
+        let width = self.vectors * self.lanes;
+        (0..whole)
+            .step_by(width)
+            .map(move |start| (start, (whole - start).min(width)))
+    }
+}
+
+#[inline(always)]
+fn has_many_registers<S: Simd>() -> bool {
+    S::REGISTER_COUNT >= 32
+}
+
+/// A matrix `[depth, columns]` in panels: all rows of the first panel's columns, then of the next one's. Columns are
+/// filled up with zeros to a whole number of vectors.
 #[derive(Default)]
 pub struct Packed {
     values: Vec<f32>,
@@ -38,9 +81,9 @@ impl Packed {
         source: &[f32],
         [row_stride, column_stride]: [usize; 2],
     ) {
-        let lanes = lanes();
-        let length = depth * columns.next_multiple_of(lanes);
-        if self.values.len() != length || !columns.is_multiple_of(lanes) {
+        let cut = Cut::here();
+        let length = depth * columns.next_multiple_of(cut.lanes);
+        if self.values.len() != length || !columns.is_multiple_of(cut.lanes) {
             self.values.clear();
             self.values.resize(length, 0.0);
         }
@@ -66,7 +109,7 @@ impl Packed {
             }
         };
         let mut rest = &mut self.values[..];
-        let panels = panels(columns, lanes).map(|(start, width)| {
+        let panels = cut.panels(columns).map(|(start, width)| {
             let (panel, more) = std::mem::take(&mut rest).split_at_mut(depth * width);
             rest = more;
             (start, panel)
@@ -101,14 +144,6 @@ fn transpose(
             }
         }
     }
-}
-
-/// Start and width of each panel; widths are whole numbers of vectors.
-fn panels(columns: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
-    let whole = columns.next_multiple_of(lanes);
-    (0..whole)
-        .step_by(VECTORS * lanes)
-        .map(move |start| (start, (whole - start).min(VECTORS * lanes)))
 }
 
 /// What the result is added to.
@@ -276,7 +311,7 @@ impl WithSimd for Multiply<'_> {
             c,
         } = self;
         let mut panel = b.values.as_ptr();
-        for (start, width) in panels(b.columns, S::F32_LANES) {
+        for (start, width) in Cut::of::<S>().panels(b.columns) {
             let bias = match onto {
                 Onto::Zero => std::ptr::null(),
                 Onto::Row(row) => row[start..].as_ptr(),
@@ -367,7 +402,7 @@ impl WithSimd for MultiplyTransposed<'_> {
             add,
             c,
         } = self;
-        for (start, width) in panels(n, S::F32_LANES) {
+        for (start, width) in Cut::of::<S>().panels(n) {
             let tiles = Tiles {
                 a: a.values.as_ptr(),
                 a_strides: [1, a.stride],
@@ -426,14 +461,20 @@ impl Tiles {
     unsafe fn rows<S: Simd, const V: usize>(mut self, simd: S, rows: usize) {
         let mut left = rows;
         unsafe {
-            if S::REGISTER_COUNT >= 32 {
+            if has_many_registers::<S>() {
                 while left >= 8 {
                     self.tile::<S, 8, V>(simd);
                     self.advance(8);
                     left -= 8;
                 }
+            } else {
+                while left >= 6 {
+                    self.tile::<S, 6, V>(simd);
+                    self.advance(6);
+                    left -= 6;
+                }
             }
-            while left >= 4 {
+            if left >= 4 {
                 self.tile::<S, 4, V>(simd);
                 self.advance(4);
                 left -= 4;
