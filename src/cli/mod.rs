@@ -173,11 +173,16 @@ fn heed_environment() -> Result<()> {
     }
 }
 
+/// Bytes that the stacks of all computing threads but this one may grow to: one that waits for a part of its work may
+/// take up another image of a batch meanwhile, on top of what it is at.
+const STACK: usize = 16 << 20;
+
 /// Fixes the number of threads that compute, for the whole process; this one is among them, since handing every operation
 /// over to another would take a fifth of a step's time.
 fn use_threads(threads: usize) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .stack_size(STACK)
         .use_current_thread()
         .build_global();
     match pool.as_ref().map_err(std::error::Error::source) {

@@ -6,12 +6,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::average_precision::Prediction;
 use super::denoising::Noised;
 use super::detections::{Detection, detections, suppress};
-use super::head::{DetectionHead, Group, HeadConfig, Level};
+use super::head::{Alike, DetectionHead, Group, HeadConfig, Level};
 use super::loader::DetectionBatch;
 use super::view::Placement;
 use crate::encoder::Encoder;
 use crate::error::Result;
-use crate::nn::{Init, rows_at, use_batch_statistics};
+use crate::nn::{Init, rows_at, side_by_side, use_batch_statistics};
 use crate::probe::{Moments, Whitening};
 
 /// Encoder, whitening and head.
@@ -101,7 +101,7 @@ impl Detector {
         for batch in batches {
             let batch = batch?;
             let all = pixels(&batch, &device);
-            for (shown, images) in self.head.alike(&batch.placements) {
+            for Alike { shown, images } in self.head.alike(&batch.placements) {
                 let content = self.content(&all, &batch.placements, &images);
                 let maps = encoder.maps(content, &self.finer()).into_iter();
                 for ((map, [rows, columns]), moments) in maps.zip(shown).zip(&mut moments) {
@@ -134,24 +134,25 @@ impl Detector {
         &self.head
     }
 
-    /// The head's answers for pictures `[N, channels, H, W]`, normalised and on the plain device, in training: where the
-    /// encoder is frozen nothing of it is recorded.
-    pub fn train_forward(
+    /// The head's answers for some of the pictures `[N, channels, H, W]` of a batch, normalised and on the plain device,
+    /// in training: where the encoder is frozen nothing of it is recorded.
+    pub(super) fn train_forward(
         &self,
-        pixels: Tensor<4>,
+        pixels: &Tensor<4>,
+        alike: Alike,
         placements: &[Placement],
-        noised: Option<&[Vec<Noised>]>,
+        noised: &[Vec<Noised>],
         unfreeze: bool,
-    ) -> Vec<Group> {
-        let maps_of = |images: &[usize]| {
-            let content = self.content(&pixels, placements, images);
-            if unfreeze {
-                return self.features(Tensor::from_inner(content));
+    ) -> Group {
+        let content = self.content(pixels, placements, &alike.images);
+        let maps: Vec<_> = match unfreeze {
+            true => self.features(Tensor::from_inner(content)),
+            false => {
+                let maps = self.features(content).into_iter();
+                maps.map(Tensor::from_inner).collect()
             }
-            let maps = self.features(content).into_iter();
-            maps.map(Tensor::from_inner).collect()
         };
-        self.head.forward_on(maps_of, placements, noised)
+        self.head.group(&maps, alike, placements, Some(noised))
     }
 
     /// What is found in pictures `[N, channels, H, W]`, by a network that [`Module::valid`] gave: the `limit` most
@@ -162,8 +163,10 @@ impl Detector {
         placements: &[Placement],
         limit: usize,
     ) -> Vec<Vec<Detection>> {
-        let maps_of = |images: &[usize]| self.features(self.content(&pixels, placements, images));
-        let groups = self.head.forward_on(maps_of, placements, None);
+        let groups = side_by_side(self.head.alike(placements), |alike| {
+            let maps = self.features(self.content(&pixels, placements, &alike.images));
+            self.head.group(&maps, alike, placements, None)
+        });
         detections(&groups, limit)
     }
 
@@ -306,7 +309,7 @@ mod tests {
             [const { Vec::new() }; 2],
             [0.0; 2],
         );
-        for (shown, images) in detector.head.alike(&batch.placements) {
+        for Alike { shown, images } in detector.head.alike(&batch.placements) {
             let all = pixels(&batch, &crate::device());
             let maps = detector.features(detector.content(&all, &batch.placements, &images));
             for (level, (map, [h, w])) in maps.into_iter().zip(shown).enumerate() {

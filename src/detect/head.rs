@@ -14,7 +14,7 @@
 //! head as it is here, which `tools/detector.py` has too).
 //!
 //! Padding never enters: pictures and maps are cut to what shows something, up to the coarsest stride, and images whose
-//! cuts differ run one after another.
+//! cuts differ are computed apart.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::sigmoid;
@@ -106,6 +106,15 @@ pub struct Level {
     pub channels: usize,
     /// Pixels of the frame a position.
     pub stride: usize,
+}
+
+/// Images of a batch that show equally much of their frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Alike {
+    /// Rows and columns of each map that show something.
+    pub shown: Vec<[usize; 2]>,
+    /// Their places in the batch.
+    pub images: Vec<usize>,
 }
 
 /// Scores and boxes of some queries of some images.
@@ -204,19 +213,22 @@ impl DetectionHead {
         self.inputs.iter().map(|input| input.stride).collect()
     }
 
-    /// Of the rows and columns of each map that show something, those that occur, and the images that show so much.
-    pub(super) fn alike(&self, placements: &[Placement]) -> Vec<(Vec<[usize; 2]>, Vec<usize>)> {
+    /// The images of a batch, those together that show equally much.
+    pub(super) fn alike(&self, placements: &[Placement]) -> Vec<Alike> {
         let strides = self.strides();
-        let mut groups: Vec<(Vec<[usize; 2]>, Vec<usize>)> = Vec::new();
+        let mut all: Vec<Alike> = Vec::new();
         for (image, placement) in placements.iter().enumerate() {
             let shown = strides.iter().map(|&stride| placement.shown(stride));
             let shown: Vec<[usize; 2]> = shown.collect();
-            match groups.iter_mut().find(|(other, _)| *other == shown) {
-                Some((_, images)) => images.push(image),
-                None => groups.push((shown, vec![image])),
+            match all.iter_mut().find(|alike| alike.shown == shown) {
+                Some(alike) => alike.images.push(image),
+                None => all.push(Alike {
+                    shown,
+                    images: vec![image],
+                }),
             }
         }
-        groups
+        all
     }
 
     /// The answers for a batch: `maps`, `[N, ⌈frame/stride⌉, ⌈frame/stride⌉, channels]` a level, with features that
@@ -228,42 +240,25 @@ impl DetectionHead {
         placements: &[Placement],
         noised: Option<&[Vec<Noised>]>,
     ) -> Vec<Group> {
-        let maps_of = |images: &[usize]| {
-            maps.iter()
-                .map(|map| rows_at(map.clone(), images))
-                .collect()
-        };
-        self.forward_on(maps_of, placements, noised)
+        let alike = self.alike(placements).into_iter().map(|alike| {
+            let maps = maps.iter().map(|map| rows_at(map.clone(), &alike.images));
+            let maps: Vec<_> = maps.collect();
+            self.group(&maps, alike, placements, noised)
+        });
+        alike.collect()
     }
 
-    /// As [`Self::forward`], with the maps of the images that show equally much asked for together; positions beyond
-    /// what they show may be missing.
-    pub(super) fn forward_on(
-        &self,
-        maps_of: impl Fn(&[usize]) -> Vec<Tensor<4>>,
-        placements: &[Placement],
-        noised: Option<&[Vec<Noised>]>,
-    ) -> Vec<Group> {
-        self.alike(placements)
-            .into_iter()
-            .map(|(shown, images)| {
-                let maps = maps_of(&images);
-                let grid = self.grid(&shown, placements[images[0]].frame, &maps[0].device());
-                let noised = noised.map(|all| images.iter().map(|&i| &all[i][..]).collect());
-                self.group(&maps, images, &shown, &grid, noised)
-            })
-            .collect()
-    }
-
-    fn group(
+    /// The answers for some of a batch, from maps of those images; positions beyond what they show may be missing.
+    pub(super) fn group(
         &self,
         maps: &[Tensor<4>],
-        images: Vec<usize>,
-        shown: &[[usize; 2]],
-        grid: &Grid,
-        noised: Option<Vec<&[Noised]>>,
+        Alike { shown, images }: Alike,
+        placements: &[Placement],
+        noised: Option<&[Vec<Noised>]>,
     ) -> Group {
-        let tokens = self.tokens(maps, shown) + self.embed(grid.centres.clone());
+        let grid = &self.grid(&shown, placements[images[0]].frame, &maps[0].device());
+        let noised = noised.map(|all| images.iter().map(|&i| &all[i][..]).collect::<Vec<_>>());
+        let tokens = self.tokens(maps, &shown) + self.embed(grid.centres.clone());
         let tokens = self
             .encoder
             .iter()

@@ -62,14 +62,39 @@ impl LossConfig {
 pub struct Losses {
     /// The sum of all terms with their weights, `[1]`. NaN where a prediction is not finite.
     pub total: Tensor<1>,
-    /// Its parts.
+    /// What to log.
+    pub figures: LossFigures,
+}
+
+/// What there is to know of a loss; those of several groups of a batch add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossFigures {
+    /// The loss's parts.
     pub terms: Terms,
     /// Queries of the last layer that answer for a box.
     pub matched: usize,
     /// What there was to be found.
     pub objects: usize,
-    /// Mean IoU of those queries' boxes with the true ones; 0 where there are none.
-    pub iou: f64,
+    /// Sum of the IoUs of those queries' boxes with the true ones.
+    iou_sum: f64,
+}
+
+impl LossFigures {
+    /// Mean IoU of the boxes that answer for one with that one; 0 where there are none.
+    pub fn iou(&self) -> f64 {
+        self.iou_sum / self.matched.max(1) as f64
+    }
+}
+
+impl std::iter::Sum for LossFigures {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            terms: sum.terms + one.terms,
+            matched: sum.matched + one.matched,
+            objects: sum.objects + one.objects,
+            iou_sum: sum.iou_sum + one.iou_sum,
+        })
+    }
 }
 
 /// Parts of a loss; those of the last layer without their weights, the others with.
@@ -89,6 +114,21 @@ pub struct Terms {
     pub denoising: f64,
 }
 
+impl std::ops::Add for Terms {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            class: self.class + other.class,
+            l1: self.l1 + other.l1,
+            giou: self.giou + other.giou,
+            earlier: self.earlier + other.earlier,
+            proposals: self.proposals + other.proposals,
+            denoising: self.denoising + other.denoising,
+        }
+    }
+}
+
 /// What a sum over answers counts as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -104,7 +144,7 @@ enum Stage {
 /// their number (arXiv 2203.01305). Every answer set is matched anew.
 ///
 /// `objects` is what is to be found in each image of the batch; `noised` the denoising queries that the head was given,
-/// or empty.
+/// or empty. With some of the batch's groups it is their share of the batch's loss.
 pub fn losses(
     groups: &[Group],
     objects: &[Vec<ViewBox>],
@@ -177,12 +217,15 @@ pub fn losses(
     }
     let count = weights.len();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &sums.device());
+    let images = groups.iter().flat_map(|group| &group.images);
     Losses {
         total: (sums * weights).sum_dim(0),
-        terms,
-        matched: ious.len(),
-        objects: wanted,
-        iou: ious.iter().sum::<f64>() / ious.len().max(1) as f64,
+        figures: LossFigures {
+            terms,
+            matched: ious.len(),
+            objects: images.map(|&image| objects[image].len()).sum(),
+            iou_sum: ious.iter().sum(),
+        },
     }
 }
 

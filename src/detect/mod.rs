@@ -30,7 +30,7 @@ pub use drawing::{COLOURS, Labelled, draw};
 pub use evaluation::{Evaluation, EvaluationConfig, evaluate};
 pub use head::{Answers, DetectionHead, Group, HeadConfig, Level};
 pub use loader::{DetectionBatch, DetectionLoader, DetectionLoaderConfig};
-pub use loss::{LossConfig, Losses, Terms, focal, losses};
+pub use loss::{LossConfig, LossFigures, Losses, Terms, focal, losses};
 pub use matching::{NotFinite, Pair, assign};
 pub use origin::Origin;
 pub use predict::{PredictConfig, Predicted, predict};

@@ -13,7 +13,7 @@ use super::detector::{Detector, Shape, in_picture, pixels};
 use super::evaluation::{Evaluation, EvaluationConfig, evaluate};
 use super::head::Level;
 use super::loader::{DetectionBatch, DetectionLoader, DetectionLoaderConfig};
-use super::loss::{Terms, losses};
+use super::loss::{LossFigures, losses};
 use super::prior::{Floors, baselines};
 use super::sets::Sets;
 use super::view::{Placement, View, ViewBox};
@@ -21,7 +21,7 @@ use crate::config::DetectorConfig;
 use crate::data::{BadImage, Picture};
 use crate::encoder::{self, Build, Encoder};
 use crate::error::{Error, Result};
-use crate::nn::{Init, Named, StateDict};
+use crate::nn::{Init, Named, StateDict, sum_of_losses};
 use crate::observe::{Observer, Silent};
 use crate::random::{self, Purpose};
 use crate::train::{
@@ -257,16 +257,8 @@ struct Training<'a> {
     sets: &'a Sets,
     loader: DetectionLoader,
     observer: &'a dyn Observer,
-    last: Option<LastLoss>,
+    last: Option<LossFigures>,
     evaluation: Option<Evaluation>,
-}
-
-/// What there is to know of the loss of a step.
-struct LastLoss {
-    terms: Terms,
-    matched: usize,
-    objects: usize,
-    iou: f64,
 }
 
 impl Trainee for Training<'_> {
@@ -291,7 +283,7 @@ impl Trainee for Training<'_> {
             event["terms"] = json!(last.terms);
             event["matched"] = last.matched.into();
             event["objects"] = last.objects.into();
-            event["iou"] = last.iou.into();
+            event["iou"] = last.iou().into();
         }
     }
 
@@ -299,7 +291,9 @@ impl Trainee for Training<'_> {
         self.last.as_ref().map_or_else(String::new, |last| {
             format!(
                 " · {} of {} boxes matched, mean IoU {:.2}",
-                last.matched, last.objects, last.iou
+                last.matched,
+                last.objects,
+                last.iou()
             )
         })
     }
@@ -342,7 +336,7 @@ fn loss(
     config: &DetectorConfig,
     model: &Detector,
     batch: &DetectionBatch,
-) -> (Tensor<1>, LastLoss) {
+) -> (Tensor<1>, LossFigures) {
     let spoilt: Vec<_> = batch
         .indices
         .iter()
@@ -358,20 +352,15 @@ fn loss(
             )
         })
         .collect();
-    let groups = model.train_forward(
-        pixels(batch, &crate::device()),
-        &batch.placements,
-        Some(&spoilt),
-        config.detect.unfreeze,
-    );
-    let losses = losses(&groups, &batch.boxes, &spoilt, &config.loss);
-    let figures = LastLoss {
-        terms: losses.terms,
-        matched: losses.matched,
-        objects: losses.objects,
-        iou: losses.iou,
-    };
-    (losses.total, figures)
+    let (pixels, placements) = (pixels(batch, &crate::device()), &batch.placements);
+    let unfreeze = config.detect.unfreeze;
+    let alike = model.head().alike(placements);
+    let (total, parts) = sum_of_losses(model, alike, |model, alike| {
+        let group = model.train_forward(&pixels, alike, placements, &spoilt, unfreeze);
+        let losses = losses(&[group], &batch.boxes, &spoilt, &config.loss);
+        (losses.total, losses.figures)
+    });
+    (total, parts.into_iter().sum())
 }
 
 /// Takes the bad step that a run has kept once more.

@@ -24,7 +24,7 @@ pub struct TrainState<M> {
 pub struct StepTimes {
     /// Waiting for the batch.
     pub data: Duration,
-    /// From batch to loss.
+    /// From batch to loss; with the backward passes of a batch's parts where each has a graph of its own.
     pub forward: Duration,
     /// From loss to gradients.
     pub backward: Duration,

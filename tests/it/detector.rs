@@ -157,7 +157,7 @@ fn assert_head(case: &str, noised: &[Vec<Noised>]) {
     let found = losses(&groups, &objects, noised, &LossConfig::default());
     let total = values(found.total.clone());
     assert_close(&fixtures, &format!("{case}/total"), &total, FORWARD);
-    let terms = found.terms;
+    let terms = found.figures.terms;
     let terms = [
         terms.class,
         terms.l1,
@@ -168,8 +168,8 @@ fn assert_head(case: &str, noised: &[Vec<Noised>]) {
     ]
     .map(|term| term as f32);
     assert_close(&fixtures, &format!("{case}/terms"), &terms, FORWARD);
-    assert_eq!([found.matched, found.objects], [5, 5]);
-    assert!(found.iou > 0.0 && found.iou < 1.0);
+    assert_eq!([found.figures.matched, found.figures.objects], [5, 5]);
+    assert!(found.figures.iou() > 0.0 && found.figures.iou() < 1.0);
 
     let gradients_found = found.total.backward();
     for (i, map) in maps.iter().enumerate() {
@@ -377,7 +377,7 @@ fn predictions_that_are_not_finite_make_the_loss_nan_and_nothing_panics() {
     let objects = small_objects(&fixtures);
     let found = losses(&groups, &objects, &noised, &LossConfig::default());
     assert!(values(found.total.clone())[0].is_nan());
-    assert_eq!((found.matched, found.iou), (0, 0.0));
+    assert_eq!((found.figures.matched, found.figures.iou()), (0, 0.0));
     found.total.backward();
     assert_eq!(detections(&groups, 7).len(), 3);
 }
@@ -404,7 +404,7 @@ fn batches_without_boxes_and_with_more_boxes_than_queries_have_a_loss() {
         let groups = head.forward(&maps, &small_placements(), Some(&noised));
         let found = losses(&groups, &objects, &noised, &LossConfig::default());
         assert!(values(found.total.clone())[0].is_finite());
-        assert_eq!(found.matched, matched);
+        assert_eq!(found.figures.matched, matched);
         let gradients = gradients(&head, &found.total.backward());
         assert!(gradients.values().flatten().all(|v| v.is_finite()));
     }
@@ -479,7 +479,7 @@ fn a_hundred_steps_teach_a_small_head_three_boxes() {
     .unwrap();
     let groups = state.model.forward(&maps, &placements, None);
     let found = losses(&groups, &objects, &[], &weights);
-    assert!(found.iou > 0.7, "{}", found.iou);
+    assert!(found.figures.iou() > 0.7, "{}", found.figures.iou());
     let found = detections(&groups, 10);
     for (objects, found) in objects.iter().zip(&found) {
         let best: Vec<usize> = found[..objects.len()].iter().map(|d| d.class).collect();

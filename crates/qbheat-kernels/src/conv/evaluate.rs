@@ -96,8 +96,10 @@ fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
             && plan.parameters.iter().zip(parameters).all(alike)
     };
     let plans = || PLANS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = plans().iter().find(|plan| is_same(plan)) {
-        return found.clone();
+    let known = |plans: &VecDeque<Arc<Plan>>| plans.iter().find(|plan| is_same(plan)).cloned();
+    let found = known(&plans());
+    if let Some(found) = found {
+        return found;
     }
     let made = Arc::new(Plan {
         parameters: parameters.to_vec(),
@@ -109,6 +111,10 @@ fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
             .collect(),
     });
     let mut plans = plans();
+    // Another thread may have made it meanwhile.
+    if let Some(found) = known(&plans) {
+        return found;
+    }
     plans.push_front(made.clone());
     let mut numbers = 0;
     let fitting = plans.iter().take_while(|plan| {
