@@ -1,14 +1,18 @@
-//! Each fused operation against the same made of Burn's own, forward and backward:
-//! `cargo bench --workspace --bench fused`; `-- NAME` for one of them.
+//! Each fused operation against the same made of Burn's own, forward and backward, in turn:
+//! `cargo bench --workspace --bench fused`; `-- NAME…` for those whose names have one of these in them.
+
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use criterion::{Criterion, criterion_group, criterion_main};
 use qbheat_kernels::{Activation, AdamWStep, Stage, TransformerBlock, set_enabled};
 
 #[global_allocator]
 static MEMORY: qbheat_kernels::KeepingAllocator = qbheat_kernels::KeepingAllocator::new();
 
 const IMAGES: usize = 64;
+/// Runs that are timed, after those that are not.
+const RUNS: usize = 21;
+const WARM: usize = 2;
 
 fn waves<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7123).sin());
@@ -20,23 +24,43 @@ fn input<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     waves(shape, &Device::flex().autodiff()).require_grad()
 }
 
-fn compare(criterion: &mut Criterion, name: &str, mut run: impl FnMut()) {
-    let mut group = criterion.benchmark_group(name);
-    group.sample_size(10);
-    for (label, enabled) in [("fused", true), ("burn", false)] {
-        set_enabled(enabled);
-        group.bench_function(label, |bencher| bencher.iter(&mut run));
+/// Operations that were asked for; all where none was.
+struct Wanted(Vec<String>);
+
+impl Wanted {
+    fn has(&self, name: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|part| name.contains(part))
     }
-    set_enabled(true);
-    group.finish();
 }
 
-fn forward_and_backward<const D: usize>(
-    criterion: &mut Criterion,
-    name: &str,
-    run: impl Fn() -> Tensor<D>,
-) {
-    compare(criterion, name, || drop(run().sum().backward()));
+/// Prints the median milliseconds of both, and their ratio.
+fn compare(wanted: &Wanted, name: &str, mut run: impl FnMut()) {
+    if !wanted.has(name) {
+        return;
+    }
+    let mut times = [true, false].map(|enabled| (enabled, Vec::with_capacity(RUNS)));
+    for _ in 0..WARM + RUNS {
+        for (enabled, times) in &mut times {
+            set_enabled(*enabled);
+            let start = Instant::now();
+            run();
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    set_enabled(true);
+    let [fused, plain] = times.map(|(_, mut times)| {
+        times.drain(..WARM);
+        times.sort_by(f64::total_cmp);
+        times[RUNS / 2]
+    });
+    println!(
+        "| {name} | {fused:.2} | {plain:.2} | {:.1} |",
+        plain / fused
+    );
+}
+
+fn forward_and_backward<const D: usize>(wanted: &Wanted, name: &str, run: impl Fn() -> Tensor<D>) {
+    compare(wanted, name, || drop(run().sum().backward()));
 }
 
 fn stage(side: usize, stride: usize, groups: usize, [inputs, outputs]: [usize; 2]) -> Stage {
@@ -52,7 +76,7 @@ fn stage(side: usize, stride: usize, groups: usize, [inputs, outputs]: [usize; 2
     }
 }
 
-fn convolutions(criterion: &mut Criterion) {
+fn convolutions(wanted: &Wanted) {
     let cases = [
         ("pointwise 24 to 96, 32x32", 32, stage(1, 1, 1, [24, 96])),
         ("pointwise 384 to 96, 8x8", 8, stage(1, 1, 1, [384, 96])),
@@ -71,7 +95,7 @@ fn convolutions(criterion: &mut Criterion) {
     for (name, side, stage) in cases {
         let inputs = stage.weight.dims()[1] * stage.groups;
         let x = input([IMAGES, side, side, inputs]);
-        forward_and_backward(criterion, name, || {
+        forward_and_backward(wanted, name, || {
             qbheat_kernels::chain(x.clone(), vec![stage.clone()], false, 1e-5).0
         });
     }
@@ -81,34 +105,34 @@ fn convolutions(criterion: &mut Criterion) {
         stage(3, 1, 256, [256, 256]),
         stage(1, 1, 1, [256, 64]),
     ];
-    forward_and_backward(criterion, "inverted residual 64, 8x8", || {
+    forward_and_backward(wanted, "inverted residual 64, 8x8", || {
         qbheat_kernels::chain(x.clone(), stages.clone(), true, 1e-5).0
     });
 }
 
-fn sequences(criterion: &mut Criterion) {
+fn sequences(wanted: &Wanted) {
     let (t, c) = (64, 128);
     let x = input([IMAGES, t, c]);
     let pair = |outputs: usize, inputs: usize| (input([outputs, inputs]), input([outputs]));
     let (weight, bias) = pair(3 * c, c);
-    forward_and_backward(criterion, "linear", || {
+    forward_and_backward(wanted, "linear", || {
         qbheat_kernels::linear(x.clone(), weight.clone(), Some(bias.clone()))
     });
     let square = input([c, c]);
-    forward_and_backward(criterion, "linear step", || {
+    forward_and_backward(wanted, "linear step", || {
         qbheat_kernels::linear_step(x.clone(), square.clone(), vec![1.0; IMAGES])
     });
     let [(w1, b1), (w2, b2)] = [pair(4 * c, c), pair(c, 4 * c)];
-    forward_and_backward(criterion, "mlp", || {
+    forward_and_backward(wanted, "mlp", || {
         let (weights, biases) = ([w1.clone(), w2.clone()], [b1.clone(), b2.clone()]);
         qbheat_kernels::mlp(x.clone(), weights, biases)
     });
     let (scale, shift) = (input([c]), input([c]));
-    forward_and_backward(criterion, "layer norm", || {
+    forward_and_backward(wanted, "layer norm", || {
         qbheat_kernels::layer_norm(x.clone(), scale.clone(), shift.clone(), 1e-5)
     });
     let qkv = input([IMAGES, t, 3 * c]);
-    forward_and_backward(criterion, "attention", || {
+    forward_and_backward(wanted, "attention", || {
         qbheat_kernels::self_attention(qkv.clone(), 4)
     });
     let block = TransformerBlock {
@@ -119,27 +143,27 @@ fn sequences(criterion: &mut Criterion) {
         heads: 4,
         epsilon: 1e-5,
     };
-    forward_and_backward(criterion, "transformer block", || {
+    forward_and_backward(wanted, "transformer block", || {
         qbheat_kernels::transformer_block(x.clone(), block.clone())
     });
     let parts = [0, 1].map(|_| input([IMAGES, t, c]));
     let table: Vec<(usize, usize)> = (0..2 * t).map(|i| (i % 2, i / 2)).collect();
-    forward_and_backward(criterion, "arrange", || {
+    forward_and_backward(wanted, "arrange", || {
         let tables = vec![table.clone()];
         qbheat_kernels::arrange(parts.to_vec(), tables, vec![0; IMAGES])
     });
 }
 
-fn objective_and_optimiser(criterion: &mut Criterion) {
+fn objective_and_optimiser(wanted: &Wanted) {
     let device = Device::flex();
     let images = waves([IMAGES, 3, 64, 64], &device);
-    compare(criterion, "patches", || {
+    compare(wanted, "patches", || {
         drop(qbheat_kernels::patches(images.clone(), 8, Some(1e-6)));
     });
     let predicted = input([IMAGES, 64, 192]);
     let target = waves([IMAGES, 64, 192], &Device::flex().autodiff());
     let weights = Tensor::ones([IMAGES, 64], &target.device());
-    forward_and_backward(criterion, "weighted squared error", || {
+    forward_and_backward(wanted, "weighted squared error", || {
         qbheat_kernels::weighted_squared_error(predicted.clone(), target.clone(), weights.clone())
     });
     let step = AdamWStep {
@@ -153,7 +177,7 @@ fn objective_and_optimiser(criterion: &mut Criterion) {
     let [gradient, first] = [0, 1].map(|_| waves([1_000_000], &device));
     let second = gradient.clone() * gradient.clone();
     let mut state = Some((first.clone(), [first, second]));
-    compare(criterion, "AdamW", || {
+    compare(wanted, "AdamW", || {
         let (weights, moments) = state.take().expect("it was put back");
         state = Some(qbheat_kernels::adamw(
             step,
@@ -164,5 +188,12 @@ fn objective_and_optimiser(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(all, convolutions, sequences, objective_and_optimiser);
-criterion_main!(all);
+fn main() {
+    // Cargo adds options of its own.
+    let names = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
+    let wanted = Wanted(names.collect());
+    println!("| forward and backward | fused, ms | Burn's own, ms | ratio |\n|---|---|---|---|");
+    convolutions(&wanted);
+    sequences(&wanted);
+    objective_and_optimiser(&wanted);
+}
