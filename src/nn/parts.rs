@@ -39,24 +39,23 @@ pub(crate) fn sum_of_losses<M: Module + Sync, T: Send, R: Send>(
         own.visit(&mut found);
         (value, found.flat, rest)
     });
+    let mut value = Tensor::zeros([1], &crate::device());
+    let mut gradients: Vec<Option<Tensor<1>>> = Vec::new();
     let mut rests = Vec::with_capacity(done.len());
-    let sum = done.into_iter().map(|(value, gradients, rest)| {
+    for (part, found, rest) in done {
+        value = value + part;
+        gradients.resize(found.len(), None);
+        for (sum, gradient) in gradients.iter_mut().zip(found) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some(sum + gradient),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
         rests.push(rest);
-        (value, gradients)
-    });
-    let (value, gradients) = sum
-        .reduce(|(value, gradients), (more, others)| {
-            let gradients = gradients.into_iter().zip(others);
-            let gradients = gradients.map(|(gradient, other)| match (gradient, other) {
-                (Some(gradient), Some(other)) => Some(gradient + other),
-                (one, other) => one.or(other),
-            });
-            (value + more, gradients.collect())
-        })
-        .expect("a batch has a part at least");
+    }
     let mut products = Products {
         gradients: gradients.into_iter(),
-        sum: Tensor::zeros([1], &value.device().autodiff()),
+        sum: Tensor::zeros([1], &crate::device().autodiff()),
     };
     module.visit(&mut products);
     // Nothing is added, but its gradient.

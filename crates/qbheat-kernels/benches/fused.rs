@@ -24,18 +24,9 @@ fn input<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     waves(shape, &Device::flex().autodiff()).require_grad()
 }
 
-/// Operations that were asked for; all where none was.
-struct Wanted(Vec<String>);
-
-impl Wanted {
-    fn has(&self, name: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|part| name.contains(part))
-    }
-}
-
-/// Prints the median milliseconds of both, and their ratio.
-fn compare(wanted: &Wanted, name: &str, mut run: impl FnMut()) {
-    if !wanted.has(name) {
+/// Prints the median milliseconds of both, and their ratio; nothing where only others are wanted.
+fn compare(wanted: &[String], name: &str, mut run: impl FnMut()) {
+    if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part)) {
         return;
     }
     let mut times = [true, false].map(|enabled| (enabled, Vec::with_capacity(RUNS)));
@@ -59,7 +50,11 @@ fn compare(wanted: &Wanted, name: &str, mut run: impl FnMut()) {
     );
 }
 
-fn forward_and_backward<const D: usize>(wanted: &Wanted, name: &str, run: impl Fn() -> Tensor<D>) {
+fn forward_and_backward<const D: usize>(
+    wanted: &[String],
+    name: &str,
+    run: impl Fn() -> Tensor<D>,
+) {
     compare(wanted, name, || drop(run().sum().backward()));
 }
 
@@ -76,7 +71,7 @@ fn stage(side: usize, stride: usize, groups: usize, [inputs, outputs]: [usize; 2
     }
 }
 
-fn convolutions(wanted: &Wanted) {
+fn convolutions(wanted: &[String]) {
     let cases = [
         ("pointwise 24 to 96, 32x32", 32, stage(1, 1, 1, [24, 96])),
         ("pointwise 384 to 96, 8x8", 8, stage(1, 1, 1, [384, 96])),
@@ -110,7 +105,7 @@ fn convolutions(wanted: &Wanted) {
     });
 }
 
-fn sequences(wanted: &Wanted) {
+fn sequences(wanted: &[String]) {
     let (t, c) = (64, 128);
     let x = input([IMAGES, t, c]);
     let pair = |outputs: usize, inputs: usize| (input([outputs, inputs]), input([outputs]));
@@ -154,7 +149,7 @@ fn sequences(wanted: &Wanted) {
     });
 }
 
-fn objective_and_optimiser(wanted: &Wanted) {
+fn objective_and_optimiser(wanted: &[String]) {
     let device = Device::flex();
     let images = waves([IMAGES, 3, 64, 64], &device);
     compare(wanted, "patches", || {
@@ -191,7 +186,7 @@ fn objective_and_optimiser(wanted: &Wanted) {
 fn main() {
     // Cargo adds options of its own.
     let names = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
-    let wanted = Wanted(names.collect());
+    let wanted: Vec<String> = names.collect();
     println!("| forward and backward | fused, ms | Burn's own, ms | ratio |\n|---|---|---|---|");
     convolutions(&wanted);
     sequences(&wanted);

@@ -9,53 +9,7 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::simd::{arch, within};
-
-/// How a result is cut into tiles. A tile's sums, the vectors of a row of the small side and an entry of the tall one
-/// have to be in registers at once: of 32 they take 8·3 + 3 + 1, of 16 they take 6·2 + 2 + 1.
-#[derive(Clone, Copy)]
-struct Cut {
-    lanes: usize,
-    /// Vectors a panel is wide.
-    vectors: usize,
-}
-
-impl Cut {
-    #[inline(always)]
-    fn of<S: Simd>() -> Self {
-        Self {
-            lanes: S::F32_LANES,
-            vectors: if has_many_registers::<S>() { 3 } else { 2 },
-        }
-    }
-
-    /// That of the vectors in use.
-    fn here() -> Self {
-        struct Here;
-        impl WithSimd for Here {
-            type Output = Cut;
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, _: S) -> Cut {
-                Cut::of::<S>()
-            }
-        }
-        arch().dispatch(Here)
-    }
-
-    /// Start and width of each panel; widths are whole numbers of vectors.
-    fn panels(self, columns: usize) -> impl Iterator<Item = (usize, usize)> {
-        let whole = columns.next_multiple_of(self.lanes);
-        let width = self.vectors * self.lanes;
-        (0..whole)
-            .step_by(width)
-            .map(move |start| (start, (whole - start).min(width)))
-    }
-}
-
-#[inline(always)]
-fn has_many_registers<S: Simd>() -> bool {
-    S::REGISTER_COUNT >= 32
-}
+use crate::simd::{Vectors, arch, within};
 
 /// A matrix `[depth, columns]` in panels: all rows of the first panel's columns, then of the next one's. Columns are
 /// filled up with zeros to a whole number of vectors.
@@ -81,9 +35,9 @@ impl Packed {
         source: &[f32],
         [row_stride, column_stride]: [usize; 2],
     ) {
-        let cut = Cut::here();
-        let length = depth * columns.next_multiple_of(cut.lanes);
-        if self.values.len() != length || !columns.is_multiple_of(cut.lanes) {
+        let vectors = Vectors::in_use();
+        let length = depth * columns.next_multiple_of(vectors.lanes);
+        if self.values.len() != length || !columns.is_multiple_of(vectors.lanes) {
             self.values.clear();
             self.values.resize(length, 0.0);
         }
@@ -109,7 +63,7 @@ impl Packed {
             }
         };
         let mut rest = &mut self.values[..];
-        let panels = cut.panels(columns).map(|(start, width)| {
+        let panels = panels(columns, vectors).map(|(start, width)| {
             let (panel, more) = std::mem::take(&mut rest).split_at_mut(depth * width);
             rest = more;
             (start, panel)
@@ -144,6 +98,23 @@ fn transpose(
             }
         }
     }
+}
+
+/// Start and width of each panel; widths are whole numbers of vectors.
+#[inline(always)]
+fn panels(columns: usize, vectors: Vectors) -> impl Iterator<Item = (usize, usize)> {
+    let whole = columns.next_multiple_of(vectors.lanes);
+    let width = vectors.lanes * if has_many(vectors) { 3 } else { 2 };
+    (0..whole)
+        .step_by(width)
+        .map(move |start| (start, (whole - start).min(width)))
+}
+
+/// Whether there are registers for tiles of eight rows and three vectors: their sums, a row of the small side and an entry
+/// of the tall one are 28. Tiles of six rows and two vectors take 15.
+#[inline(always)]
+fn has_many(vectors: Vectors) -> bool {
+    vectors.registers >= 32
 }
 
 /// What the result is added to.
@@ -311,7 +282,7 @@ impl WithSimd for Multiply<'_> {
             c,
         } = self;
         let mut panel = b.values.as_ptr();
-        for (start, width) in Cut::of::<S>().panels(b.columns) {
+        for (start, width) in panels(b.columns, Vectors::of::<S>()) {
             let bias = match onto {
                 Onto::Zero => std::ptr::null(),
                 Onto::Row(row) => row[start..].as_ptr(),
@@ -402,7 +373,7 @@ impl WithSimd for MultiplyTransposed<'_> {
             add,
             c,
         } = self;
-        for (start, width) in Cut::of::<S>().panels(n) {
+        for (start, width) in panels(n, Vectors::of::<S>()) {
             let tiles = Tiles {
                 a: a.values.as_ptr(),
                 a_strides: [1, a.stride],
@@ -450,7 +421,7 @@ impl Tiles {
     unsafe fn all<S: Simd>(self, simd: S, rows: usize, vectors: usize) {
         unsafe {
             match vectors {
-                3 => self.rows::<S, 3>(simd, rows),
+                3 if has_many(Vectors::of::<S>()) => self.rows::<S, 3>(simd, rows),
                 2 => self.rows::<S, 2>(simd, rows),
                 _ => self.rows::<S, 1>(simd, rows),
             }
@@ -461,7 +432,7 @@ impl Tiles {
     unsafe fn rows<S: Simd, const V: usize>(mut self, simd: S, rows: usize) {
         let mut left = rows;
         unsafe {
-            if has_many_registers::<S>() {
+            if has_many(Vectors::of::<S>()) {
                 while left >= 8 {
                     self.tile::<S, 8, V>(simd);
                     self.advance(8);

@@ -63,7 +63,7 @@ pub fn instructions() -> String {
         #[allow(unreachable_patterns, reason = "processors differ in what they have")]
         _ => "NEON",
     };
-    format!("{name} ({} lanes)", simd::lanes())
+    format!("{name} ({} lanes)", simd::Vectors::in_use().lanes)
 }
 
 /// Billions of floating-point operations a second that products of matrices reach on all threads of rayon's pool: what

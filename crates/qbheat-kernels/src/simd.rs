@@ -25,17 +25,37 @@ pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     arch().dispatch(body)
 }
 
-/// Lanes of the vectors in use.
-pub fn lanes() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
+/// What the vectors of an instruction set are.
+#[derive(Clone, Copy)]
+pub struct Vectors {
+    /// Floats in one.
+    pub lanes: usize,
+    /// How many the processor holds at once.
+    pub registers: usize,
+}
+
+impl Vectors {
+    /// Those of an instruction set.
+    #[inline(always)]
+    pub fn of<S: Simd>() -> Self {
+        Self {
+            lanes: S::F32_LANES,
+            registers: S::REGISTER_COUNT,
         }
     }
-    arch().dispatch(Lanes)
+
+    /// Those in use.
+    pub fn in_use() -> Self {
+        struct InUse;
+        impl WithSimd for InUse {
+            type Output = Vectors;
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> Vectors {
+                Vectors::of::<S>()
+            }
+        }
+        arch().dispatch(InUse)
+    }
 }
 
 /// A new vector whose entries are to be written before they are read.
