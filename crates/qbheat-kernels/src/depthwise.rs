@@ -4,8 +4,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::gemm::UNBOUNDED;
-use crate::simd::{arch, within};
+use crate::simd::{arch, splat, within};
 
 /// Taps of a kernel.
 pub const TAPS: usize = 9;
@@ -190,16 +189,16 @@ impl<L: Loop> WithSimd for OverChannels<L> {
 
 /// `out[y, x] = Σ taps[ky, kx]·image[y·stride + ky, x·stride + kx]` for `rows`×`columns` positions.
 pub fn convolve(image: &Padded, taps: &[f32], stride: usize, size: [usize; 2], out: &mut [f32]) {
-    run(image, taps, stride, size, &[], UNBOUNDED, out);
+    run(image, taps, stride, size, &[], None, out);
 }
 
-/// As [`convolve`], onto a bias `[C]` and every entry brought within bounds.
+/// As [`convolve`], onto a bias `[C]` and every entry brought within bounds, if there are any.
 pub fn convolve_within(
     image: &Padded,
     taps: &[f32],
     stride: usize,
     size: [usize; 2],
-    (bias, bounds): (&[f32], [f32; 2]),
+    (bias, bounds): (&[f32], Option<[f32; 2]>),
     out: &mut [f32],
 ) {
     assert_eq!(bias.len(), image.channels);
@@ -213,7 +212,7 @@ fn run(
     stride: usize,
     [rows, columns]: [usize; 2],
     bias: &[f32],
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
     out: &mut [f32],
 ) {
     let channels = image.channels;
@@ -241,7 +240,7 @@ struct Convolve<'a> {
     rows: usize,
     columns: usize,
     bias: &'a [f32],
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
     out: *mut f32,
 }
 
@@ -263,7 +262,7 @@ impl Loop for Convolve<'_> {
             } else {
                 block.load(self.bias.as_ptr())
             };
-            let bounds = self.bounds.map(|bound| simd.splat_f32s(bound));
+            let bounds = self.bounds.map(|bounds| splat(simd, bounds));
             for y in 0..self.rows {
                 let row = self.image.values.as_ptr().add(y * self.stride * pitch);
                 let out = self.out.add(y * self.columns * channels);

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::simd::{Vectors, arch, within};
+use crate::simd::{Vectors, arch, splat, within};
 
 /// A matrix `[depth, columns]` in panels: all rows of the first panel's columns, then of the next one's. Columns are
 /// filled up with zeros to a whole number of vectors.
@@ -211,16 +211,13 @@ fn check(length: usize, stride: usize, rows: usize, columns: usize) {
     assert!(length >= (rows - 1) * stride + columns);
 }
 
-/// No bounds at all, for [`multiply_within`].
-pub const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
-
-/// As [`multiply`] onto a row, every entry brought within bounds.
+/// As [`multiply`] onto a row, every entry brought within bounds, if there are any.
 pub fn multiply_within(
     rows: usize,
     a: &[f32],
     b: &Packed,
     bias: &[f32],
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
     c: &mut [f32],
 ) {
     let (a, c) = (Rows::new(a, b.depth), RowsMut::new(c, b.columns));
@@ -237,10 +234,10 @@ pub fn multiply(rows: usize, a: &[f32], b: &Packed, onto: Onto, c: &mut [f32]) {
 
 /// As [`multiply`], with rows of `a` and `c` anywhere.
 pub fn multiply_rows(rows: usize, a: Rows, b: &Packed, onto: Onto, c: RowsMut) {
-    run(rows, a, b, onto, UNBOUNDED, c);
+    run(rows, a, b, onto, None, c);
 }
 
-fn run(rows: usize, a: Rows, b: &Packed, onto: Onto, bounds: [f32; 2], c: RowsMut) {
+fn run(rows: usize, a: Rows, b: &Packed, onto: Onto, bounds: Option<[f32; 2]>, c: RowsMut) {
     if rows == 0 {
         return;
     }
@@ -264,7 +261,7 @@ struct Multiply<'a> {
     a: Rows<'a>,
     b: &'a Packed,
     onto: Onto<'a>,
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
     c: RowsMut<'a>,
 }
 
@@ -386,7 +383,7 @@ impl WithSimd for MultiplyTransposed<'_> {
                 filled: width.min(n - start),
                 bias: std::ptr::null(),
                 add,
-                bounds: UNBOUNDED,
+                bounds: None,
             };
             // SAFETY: the lengths were checked in `multiply_rows_transposed`.
             unsafe { tiles.all(simd, m, width / S::F32_LANES) };
@@ -411,7 +408,7 @@ struct Tiles {
     bias: *const f32,
     add: bool,
     /// Least and largest result.
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
 }
 
 impl Tiles {
@@ -527,7 +524,7 @@ impl Tiles {
                 b = b.wrapping_add(self.b_stride);
                 a = a.wrapping_add(self.a_strides[1]);
             }
-            let bounds = self.bounds.map(|bound| simd.splat_f32s(bound));
+            let bounds = self.bounds.map(|bounds| splat(simd, bounds));
             for (i, sums) in sums.iter().enumerate() {
                 for (j, &sum) in sums.iter().enumerate() {
                     let sum = within(simd, sum, bounds);

@@ -68,19 +68,24 @@ impl Moments {
 
 /// Mean and biased variance of each column, of parts taken together in their order.
 pub fn combine(parts: &[Moments], columns: usize) -> (Vec<f32>, Vec<f32>) {
-    let total: usize = parts.iter().map(|part| part.rows).sum();
-    let (mut means, mut variances) = (Vec::new(), Vec::new());
-    for column in 0..columns {
-        let weighted = |part: &Moments| f64::from(part.mean[column]) * part.rows as f64;
-        let mean = parts.iter().map(weighted).sum::<f64>() / total as f64;
-        let squares = |part: &Moments| {
-            let distance = f64::from(part.mean[column]) - mean;
-            f64::from(part.squares[column]) + distance * distance * part.rows as f64
-        };
-        means.push(mean as f32);
-        variances.push((parts.iter().map(squares).sum::<f64>() / total as f64) as f32);
+    let total = parts.iter().map(|part| part.rows).sum::<usize>() as f64;
+    let mut means = vec![0.0f64; columns];
+    for part in parts {
+        for (sum, &mean) in means.iter_mut().zip(&part.mean) {
+            *sum += f64::from(mean) * part.rows as f64;
+        }
     }
-    (means, variances)
+    means.iter_mut().for_each(|mean| *mean /= total);
+    let mut variances = vec![0.0f64; columns];
+    for part in parts {
+        for (column, sum) in variances.iter_mut().enumerate() {
+            let distance = f64::from(part.mean[column]) - means[column];
+            *sum += f64::from(part.squares[column]) + distance * distance * part.rows as f64;
+        }
+    }
+    variances.iter_mut().for_each(|variance| *variance /= total);
+    let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+    (single(means), single(variances))
 }
 
 /// Length of several rows that fill whole vectors, so that no loop over a few columns is left with a remainder.
@@ -423,14 +428,15 @@ impl Behind {
             }
             Activation::Relu => {
                 for i in 0..length {
-                    let v = z[i] * scale[i] + shift[i];
-                    take(i, if v > 0.0 { dy[i] } else { 0.0 });
+                    // Read whether it is used or not: else the processor masks every read.
+                    let (v, dy) = (z[i] * scale[i] + shift[i], dy[i]);
+                    take(i, if v > 0.0 { dy } else { 0.0 });
                 }
             }
             Activation::Relu6 => {
                 for i in 0..length {
-                    let v = z[i] * scale[i] + shift[i];
-                    take(i, if v > 0.0 && v < 6.0 { dy[i] } else { 0.0 });
+                    let (v, dy) = (z[i] * scale[i] + shift[i], dy[i]);
+                    take(i, if v > 0.0 && v < 6.0 { dy } else { 0.0 });
                 }
             }
             Activation::Dynamic => {

@@ -70,9 +70,18 @@ pub fn unwritten(length: usize) -> Vec<f32> {
     values
 }
 
-/// The value brought within bounds; a NaN stays one.
+/// A vector full of each.
 #[inline(always)]
-pub fn within<S: Simd>(simd: S, value: S::f32s, [low, high]: [S::f32s; 2]) -> S::f32s {
+pub fn splat<S: Simd>(simd: S, values: [f32; 2]) -> [S::f32s; 2] {
+    values.map(|value| simd.splat_f32s(value))
+}
+
+/// The value brought within bounds, if there are any; a NaN stays one.
+#[inline(always)]
+pub fn within<S: Simd>(simd: S, value: S::f32s, bounds: Option<[S::f32s; 2]>) -> S::f32s {
+    let Some([low, high]) = bounds else {
+        return value;
+    };
     let value = simd.select_f32s(simd.less_than_f32s(value, low), low, value);
     simd.select_f32s(simd.less_than_f32s(high, value), high, value)
 }

@@ -10,7 +10,7 @@ use super::forward::bands;
 use super::{Chain, Kind, Stage};
 use crate::array::Array;
 use crate::depthwise::{self, Padded};
-use crate::gemm::{Packed, UNBOUNDED, multiply_within};
+use crate::gemm::{Packed, multiply_within};
 use crate::norm::Activation;
 use crate::rows::{CHUNK, parallel_chunk};
 use crate::simd::{add, unwritten};
@@ -22,7 +22,7 @@ struct Folded {
     /// Of a depthwise kernel.
     taps: Vec<f32>,
     bias: Vec<f32>,
-    bounds: [f32; 2],
+    bounds: Option<[f32; 2]>,
 }
 
 impl Folded {
@@ -57,9 +57,9 @@ impl Folded {
             taps,
             bias,
             bounds: match stage.activation {
-                Activation::Relu => [0.0, f32::INFINITY],
-                Activation::Relu6 => [0.0, 6.0],
-                Activation::Identity | Activation::Dynamic => UNBOUNDED,
+                Activation::Relu => Some([0.0, f32::INFINITY]),
+                Activation::Relu6 => Some([0.0, 6.0]),
+                Activation::Identity | Activation::Dynamic => None,
             },
         }
     }
