@@ -128,7 +128,7 @@ impl<'a> Parts<'a> {
             };
             Error::data(
                 self.dataset.path(),
-                format!("{few} ({share} are fitted on); give more images with --data"),
+                format!("{few} (the laws are fitted on {share}); give more images with --data"),
             )
         })
     }
