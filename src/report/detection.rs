@@ -280,7 +280,7 @@ fn curves(score: &Score) -> Result<Vec<String>> {
     let mut classes = by_boxes(score);
     classes.truncate(CURVES);
     let plot = |classes: &[&ClassScore]| {
-        let curves: Vec<(String, Vec<(f64, f64)>)> = classes
+        let curves: Vec<plots::Named> = classes
             .iter()
             .map(|class| {
                 let points = class.curve.iter();
@@ -288,16 +288,9 @@ fn curves(score: &Score) -> Result<Vec<String>> {
                 (class.class.clone(), points.collect())
             })
             .collect();
-        plots::shares(&borrowed(&curves), "recall", "precision")
+        plots::shares(&curves, "recall", "precision")
     };
     classes.chunks(CURVES_A_PLOT).map(plot).collect()
-}
-
-fn borrowed(curves: &[(String, Vec<(f64, f64)>)]) -> Vec<(String, &[(f64, f64)])> {
-    let curves = curves.iter();
-    curves
-        .map(|(name, points)| (name.clone(), &points[..]))
-        .collect()
 }
 
 /// Nothing where there are too many classes.
@@ -355,7 +348,7 @@ fn training(events: &[Value]) -> Result<Vec<Plot>> {
         .filter_map(|event| event["terms"].as_object())
         .flat_map(|terms| terms.keys())
         .collect();
-    let terms: Vec<(String, Vec<(f64, f64)>)> = names
+    let terms: Vec<plots::Named> = names
         .into_iter()
         .map(|name| {
             let points = of_steps(&format!("/terms/{name}"));
@@ -366,11 +359,11 @@ fn training(events: &[Value]) -> Result<Vec<Plot>> {
     if !terms.is_empty() {
         add(
             "Terms of the loss, running means.",
-            plots::falling(&borrowed(&terms), "term of the loss")?,
+            plots::falling(&terms, "term of the loss")?,
         );
     }
 
-    let watched: Vec<(String, Vec<(f64, f64)>)> = [("AP", "/ap"), ("AP50", "/ap50")]
+    let watched: Vec<plots::Named> = [("AP", "/ap"), ("AP50", "/ap50")]
         .into_iter()
         .map(|(name, key)| {
             let points = series("epoch", "epoch", key).into_iter();
@@ -384,7 +377,7 @@ fn training(events: &[Value]) -> Result<Vec<Plot>> {
     if !watched.is_empty() {
         add(
             "AP and AP50 on the images to score along the way.",
-            plots::curves(&borrowed(&watched), "epochs", "%")?,
+            plots::curves(&watched, "epochs", "%")?,
         );
     }
 

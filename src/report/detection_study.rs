@@ -9,8 +9,8 @@ use super::study::write_tables;
 use crate::config::Method;
 use crate::error::Result;
 use crate::study::{
-    DetectionCell, DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
-    title,
+    DetectionCell, DetectionRow, DetectionTable, MINUTES, detection_csv, detection_markdown,
+    detection_rows, title,
 };
 
 #[derive(Template)]
@@ -21,6 +21,7 @@ struct Page<'a> {
     /// Style and fields.
     rows: Vec<(&'static str, Vec<String>)>,
     failed: &'a [(String, String)],
+    minutes: &'static str,
     plots: Vec<(String, String)>,
 }
 
@@ -38,6 +39,7 @@ pub fn write_detection_comparison(
         columns,
         rows: rows.iter().map(style).zip(lines).collect(),
         failed,
+        minutes: MINUTES,
         plots: course_plots(cells)?,
     };
     let html = page.render().map_err(plots::failed)?;
@@ -69,15 +71,12 @@ fn course_plots(cells: &[DetectionCell]) -> Result<Vec<(String, String)>> {
         }
     }
     let plot = |(encoder, cells): (&str, Vec<&DetectionCell>)| -> Result<(String, String)> {
-        let percents = |cell: &&DetectionCell| -> Vec<(f64, f64)> {
-            let points = cell.curve.iter();
-            points.map(|&(minutes, ap)| (minutes, 100.0 * ap)).collect()
+        let curve = |cell: &&DetectionCell| {
+            let mut points = cell.minutes().count(&cell.curve);
+            points.iter_mut().for_each(|(_, ap)| *ap *= 100.0);
+            (title(&cell.method), points)
         };
-        let points: Vec<Vec<(f64, f64)>> = cells.iter().map(percents).collect();
-        let named = cells.iter().zip(&points);
-        let curves: Vec<(String, &[(f64, f64)])> = named
-            .map(|(cell, points)| (title(&cell.method), &points[..]))
-            .collect();
+        let curves: Vec<plots::Named> = cells.iter().map(curve).collect();
         let svg = plots::curves(&curves, "minutes of training", "AP, %")?;
         Ok((encoder.to_owned(), svg))
     };

@@ -288,16 +288,12 @@ fn figure(value: f64) -> String {
 }
 
 fn rank_plot(found: &Invariance, name: &str) -> Result<String> {
-    let curves: Vec<(String, Vec<(f64, f64)>)> = tested(found, name)
+    let curves: Vec<plots::Named> = tested(found, name)
         .map(|(encoder, law)| {
             let points = law.by_rank.iter();
             let points = points.map(|point| ((point.rank as f64).log2(), point.r2));
             (encoder.weights.clone(), points.collect())
         })
-        .collect();
-    let curves: Vec<(String, &[(f64, f64)])> = curves
-        .iter()
-        .map(|(name, points)| (name.clone(), &points[..]))
         .collect();
     plots::curves(&curves, "logarithm of the rank to base 2", "R²")
 }

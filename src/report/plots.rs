@@ -24,6 +24,9 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
+/// Points of a curve and what it is called.
+pub type Named = (String, Vec<(f64, f64)>);
+
 /// The loss of each step, its running mean, and the trivial predictor's loss as a level.
 pub fn loss(losses: &[(f64, f64)], trivial: Option<f64>) -> Result<String> {
     let smooth = running_mean(losses);
@@ -44,12 +47,12 @@ pub fn line(points: &[(f64, f64)], label: &str) -> Result<String> {
 }
 
 /// Curves with their names.
-pub fn curves(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<String> {
+pub fn curves(curves: &[Named], x: &str, y: &str) -> Result<String> {
     draw([x, y], &named(curves), None)
 }
 
 /// Curves over steps that fall: their names stand above them.
-pub fn falling(curves: &[(String, &[(f64, f64)])], y: &str) -> Result<String> {
+pub fn falling(curves: &[Named], y: &str) -> Result<String> {
     let curves = named(curves);
     let frame = Frame {
         legend: SeriesLabelPosition::UpperRight,
@@ -59,7 +62,7 @@ pub fn falling(curves: &[(String, &[(f64, f64)])], y: &str) -> Result<String> {
 }
 
 /// Curves of shares over shares, both from 0 to 1 whatever the curves reach.
-pub fn shares(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<String> {
+pub fn shares(curves: &[Named], x: &str, y: &str) -> Result<String> {
     let frame = Frame {
         x: 0.0..1.0,
         // A line along the edge would be cut in half.
@@ -69,7 +72,7 @@ pub fn shares(curves: &[(String, &[(f64, f64)])], x: &str, y: &str) -> Result<St
     draw_in(frame, [x, y], &named(curves), None)
 }
 
-fn named<'a>(curves: &'a [(String, &'a [(f64, f64)])]) -> Vec<Curve<'a>> {
+fn named(curves: &[Named]) -> Vec<Curve<'_>> {
     let curves = curves.iter().enumerate();
     curves
         .map(|(i, (name, points))| Curve {

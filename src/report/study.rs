@@ -6,7 +6,7 @@ use askama::Template;
 
 use super::plots;
 use crate::error::Result;
-use crate::study::{Cell, Row, rows, to_csv, to_markdown};
+use crate::study::{Cell, MINUTES, Row, rows, to_csv, to_markdown};
 use crate::train::{create_folder, write_durably};
 
 #[derive(Template)]
@@ -15,6 +15,7 @@ struct Page<'a> {
     title: String,
     rows: &'a [Row],
     failed: &'a [(String, String)],
+    minutes: &'static str,
     plots: Vec<(String, String)>,
 }
 
@@ -30,6 +31,7 @@ pub fn write_comparison(
         title: title.to_owned(),
         rows: &rows,
         failed,
+        minutes: MINUTES,
         plots: course_plots(cells)?,
     };
     let html = page.render().map_err(plots::failed)?;
@@ -67,12 +69,12 @@ fn course_plots(cells: &[Cell]) -> Result<Vec<(String, String)>> {
             ),
             ("effective rank", |cell| &cell.ranks),
         ] {
-            let mut curves: Vec<(String, &[(f64, f64)])> = Vec::new();
+            let mut curves: Vec<plots::Named> = Vec::new();
             for cell in cells.iter().filter(|cell| cell.encoder == encoder) {
                 let title = crate::study::title(&cell.method);
                 let seen = curves.iter().any(|(name, _)| *name == title);
                 if !of(cell).is_empty() && !seen {
-                    curves.push((title, of(cell)));
+                    curves.push((title, cell.minutes().count(of(cell))));
                 }
             }
             if !curves.is_empty() {

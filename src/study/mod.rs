@@ -5,6 +5,7 @@ mod detection;
 mod fit;
 mod folder;
 mod log;
+mod minutes;
 mod plan;
 mod run;
 mod table;
@@ -22,10 +23,13 @@ use crate::probe::{ProbeResult, Protocol};
 
 pub use compare::cells_of_runs;
 pub use detection::{
-    ClassFigures, DetectionCell, DetectionFile, DetectionGiven, DetectionRow, DetectionStudy,
-    DetectionTable, detection_csv, detection_markdown, detection_rows, is_detection,
+    ClassFigures, Costs, DetectionCell, DetectionFile, DetectionGiven, DetectionRow,
+    DetectionStudy, DetectionTable, detection_csv, detection_markdown, detection_rows,
+    is_detection,
 };
 pub use folder::StudyOutcome;
+pub(crate) use minutes::MINUTES;
+pub use minutes::Minutes;
 pub use plan::{Plan, PlannedCell};
 pub use run::Study;
 pub(crate) use table::title;
@@ -277,5 +281,10 @@ impl Cell {
         self.scores
             .iter()
             .find(|score| score.protocol == protocol && score.labels == labels)
+    }
+
+    /// Minutes of pre-training.
+    pub fn minutes(&self) -> Minutes {
+        Minutes::of(self.given.minutes, self.epochs, self.minutes)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::minutes::{MINUTES, Minutes};
 use super::{Cell, Score};
 use crate::config::{LATENT, Method};
 use crate::probe::{Protocol, UNTRAINED};
@@ -38,7 +39,7 @@ pub struct Row {
     /// Images that the probe was trained on.
     pub images: usize,
     /// Minutes of pre-training, averaged over seeds.
-    pub minutes: f64,
+    pub minutes: Minutes,
     /// Epochs of pre-training, averaged over seeds.
     pub epochs: f64,
     /// Against MoCo-v2 of the same encoder, protocol and labels.
@@ -111,9 +112,8 @@ pub fn rows(cells: &[Cell]) -> Vec<Row> {
         };
         let scored = of(method);
         let (own, moco) = (top1(&scored), top1(&of(Method::MocoV2.name())));
-        let average = |figure: fn(&Cell) -> f64| {
-            scored.iter().map(|(cell, _)| figure(cell)).sum::<f64>() / scored.len() as f64
-        };
+        let epochs: Vec<f64> = scored.iter().map(|(cell, _)| cell.epochs as f64).collect();
+        let minutes: Vec<Minutes> = scored.iter().map(|(cell, _)| cell.minutes()).collect();
         Row {
             encoder: encoder.to_owned(),
             method: method.to_owned(),
@@ -122,8 +122,8 @@ pub fn rows(cells: &[Cell]) -> Vec<Row> {
             against_moco: (method != Method::MocoV2.name() && !moco.is_empty())
                 .then(|| interval(&own, &moco)),
             top1: own,
-            minutes: average(|cell| cell.minutes),
-            epochs: average(|cell| cell.epochs as f64),
+            minutes: Minutes::mean(&minutes),
+            epochs: mean(&epochs),
             images: scored.first().map_or(0, |(_, score)| score.images[0]),
             paper: paper(method, protocol, labels),
         }
@@ -222,7 +222,7 @@ pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
     for row in rows {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {:.0} | {:.1} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {:.0} | {} | {} |",
             row.encoder,
             row.protocol.name(),
             row.share(),
@@ -231,12 +231,15 @@ pub fn to_markdown(rows: &[Row], failed: &[(String, String)]) -> String {
             row.top1.len(),
             row.difference(),
             row.epochs,
-            row.minutes,
+            row.minutes.figure(),
             row.paper.unwrap_or("–"),
         );
     }
-    text += "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. Paper: ImageNet-1K, \
-             a Mobile-Former of 5.8 M parameters.\n";
+    let _ = writeln!(
+        text,
+        "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. {MINUTES} Paper: \
+         ImageNet-1K, a Mobile-Former of 5.8 M parameters."
+    );
     text + &failures(failed)
 }
 
@@ -266,12 +269,12 @@ pub(super) fn or_empty(value: Option<f64>) -> String {
 /// The table as CSV, a line a row, and what failed in lines of cell and reason.
 pub fn to_csv(rows: &[Row], failed: &[(String, String)]) -> String {
     let mut text = String::from(
-        "encoder,protocol,labels,images,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,paper,failed\n",
+        "encoder,protocol,labels,images,method,seeds,top1_mean,top1_deviation,difference_to_moco,margin95,epochs,minutes,minutes_counted,paper,failed\n",
     );
     for row in rows {
         let _ = writeln!(
             text,
-            "{},{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{},",
+            "{},{},{},{},{},{},{:.4},{},{},{},{:.1},{:.2},{},{},",
             row.encoder,
             row.protocol.name(),
             row.labels,
@@ -283,12 +286,13 @@ pub fn to_csv(rows: &[Row], failed: &[(String, String)]) -> String {
             or_empty(row.against_moco.map(|interval| interval.difference)),
             or_empty(row.against_moco.and_then(|interval| interval.margin)),
             row.epochs,
-            row.minutes,
+            row.minutes.taken,
+            or_empty(row.minutes.counted),
             row.paper.unwrap_or(""),
         );
     }
     for (cell, reason) in failed {
-        let _ = writeln!(text, ",,,,{},,,,,,,,,{}", quoted(cell), quoted(reason));
+        let _ = writeln!(text, ",,,,{},,,,,,,,,,{}", quoted(cell), quoted(reason));
     }
     text
 }

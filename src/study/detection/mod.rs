@@ -8,11 +8,14 @@ mod table;
 
 use serde::{Deserialize, Serialize};
 
+use super::Minutes;
 use crate::detect::Figures;
 
 pub use file::{DetectionFile, is_detection};
 pub use run::DetectionStudy;
-pub use table::{DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows};
+pub use table::{
+    Costs, DetectionRow, DetectionTable, detection_csv, detection_markdown, detection_rows,
+};
 
 /// Average precision of one class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,4 +75,11 @@ pub struct DetectionGiven {
     pub weights: String,
     /// Minutes of training, where that is what the study counts.
     pub minutes: Option<f64>,
+}
+
+impl DetectionCell {
+    /// Minutes of training.
+    pub fn minutes(&self) -> Minutes {
+        Minutes::of(self.given.minutes, self.epochs, self.minutes)
+    }
 }

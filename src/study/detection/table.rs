@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::DetectionCell;
 use crate::config::Method;
 use crate::detect::Figures;
+use crate::study::minutes::{MINUTES, Minutes};
 use crate::study::table::{
     Interval, deviation, difference, failures, figure, interval, mean, or_empty, plain, quoted,
     title,
@@ -25,10 +26,21 @@ pub struct DetectionRow {
     pub seeds: usize,
     /// Difference of AP to MoCo-v2 of the same encoder.
     pub against_moco: Option<Interval>,
-    /// Epochs, minutes of training and milliseconds an image, averaged over seeds; nothing for what is not trained.
-    pub costs: Option<[f64; 3]>,
+    /// Nothing for what is not trained.
+    pub costs: Option<Costs>,
     /// The paper's differences of AP for these weights: COCO 2017, a frozen Mobile-Former.
     pub paper: Option<&'static str>,
+}
+
+/// What a detector takes, averaged over seeds.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// Epochs of training.
+    pub epochs: f64,
+    /// Minutes of training.
+    pub minutes: Minutes,
+    /// Milliseconds an image.
+    pub ms_per_image: f64,
 }
 
 /// One row for each encoder and method, in the order in which cells have them, then predictors that look at no picture.
@@ -53,8 +65,10 @@ pub fn detection_rows(cells: &[DetectionCell]) -> Vec<DetectionRow> {
         let [rival, ..] = percents(of(encoder, moco).iter().map(|cell| &cell.val));
         let comparable = method != moco && !val[0].is_empty() && !rival.is_empty();
         let average = |cost: fn(&DetectionCell) -> f64| {
-            own.iter().map(|cell| cost(cell)).sum::<f64>() / own.len() as f64
+            let costs: Vec<f64> = own.iter().map(|cell| cost(cell)).collect();
+            mean(&costs)
         };
+        let minutes: Vec<Minutes> = own.iter().map(|cell| cell.minutes()).collect();
         DetectionRow {
             encoder: encoder.to_owned(),
             method: method.to_owned(),
@@ -62,11 +76,11 @@ pub fn detection_rows(cells: &[DetectionCell]) -> Vec<DetectionRow> {
             seeds: own.len(),
             against_moco: comparable.then(|| interval(&val[0], &rival)),
             val,
-            costs: Some([
-                average(|cell| cell.epochs as f64),
-                average(|cell| cell.minutes),
-                average(|cell| cell.ms_per_image),
-            ]),
+            costs: Some(Costs {
+                epochs: average(|cell| cell.epochs as f64),
+                minutes: Minutes::mean(&minutes),
+                ms_per_image: average(|cell| cell.ms_per_image),
+            }),
             paper: (method == Method::QbHeat.name())
                 .then_some("+7.9 over MoCo-v2, +4.5 over supervised"),
         }
@@ -141,10 +155,10 @@ impl DetectionTable {
             }
             fields.extend([row.seeds.to_string(), difference(row.against_moco)]);
             fields.extend(match row.costs {
-                Some([epochs, minutes, ms]) => [
-                    format!("{epochs:.0}"),
-                    format!("{minutes:.1}"),
-                    format!("{ms:.1}"),
+                Some(costs) => [
+                    format!("{:.0}", costs.epochs),
+                    costs.minutes.figure(),
+                    format!("{:.1}", costs.ms_per_image),
                 ],
                 None => ["–"; 3].map(String::from),
             });
@@ -170,8 +184,11 @@ pub fn detection_markdown(rows: &[DetectionRow], failed: &[(String, String)]) ->
         let fields: Vec<String> = fields.iter().map(|field| plain(field)).collect();
         let _ = writeln!(text, "| {} |", fields.join(" | "));
     }
-    text += "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. Minutes are those of \
-             training steps, scoring along the way left out. Paper: COCO 2017, a frozen Mobile-Former.\n";
+    let _ = writeln!(
+        text,
+        "\nMean ± deviation over seeds; differences with 95 % intervals (Welch) where seeds differ. {MINUTES} Paper: COCO \
+         2017, a frozen Mobile-Former."
+    );
     text + &failures(failed)
 }
 
@@ -179,7 +196,7 @@ pub fn detection_markdown(rows: &[DetectionRow], failed: &[(String, String)]) ->
 pub fn detection_csv(rows: &[DetectionRow], failed: &[(String, String)]) -> String {
     let mut text = String::from(
         "encoder,weights,seeds,ap_mean,ap_deviation,ap50_mean,ap75_mean,test_ap_mean,test_ap_deviation,test_ap50_mean,\
-         difference_to_moco,margin95,epochs,minutes,ms_per_image,paper,failed\n",
+         difference_to_moco,margin95,epochs,minutes,minutes_counted,ms_per_image,paper,failed\n",
     );
     for row in rows {
         let average = |values: &[f64]| (!values.is_empty()).then(|| mean(values));
@@ -195,9 +212,10 @@ pub fn detection_csv(rows: &[DetectionRow], failed: &[(String, String)]) -> Stri
             average(test_ap50),
             row.against_moco.map(|interval| interval.difference),
             row.against_moco.and_then(|interval| interval.margin),
-            row.costs.map(|costs| costs[0]),
-            row.costs.map(|costs| costs[1]),
-            row.costs.map(|costs| costs[2]),
+            row.costs.map(|costs| costs.epochs),
+            row.costs.map(|costs| costs.minutes.taken),
+            row.costs.and_then(|costs| costs.minutes.counted),
+            row.costs.map(|costs| costs.ms_per_image),
         ];
         let _ = writeln!(
             text,
@@ -214,7 +232,7 @@ pub fn detection_csv(rows: &[DetectionRow], failed: &[(String, String)]) -> Stri
             text,
             ",{}{}{}",
             quoted(cell),
-            ",".repeat(15),
+            ",".repeat(16),
             quoted(reason)
         );
     }
