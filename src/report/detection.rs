@@ -359,7 +359,7 @@ fn training(events: &[Value]) -> Result<Vec<Plot>> {
     if !terms.is_empty() {
         add(
             "Terms of the loss, running means.",
-            plots::falling(&terms, "term of the loss")?,
+            plots::curves(&terms, "step", "term of the loss")?,
         );
     }
 

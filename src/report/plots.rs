@@ -11,6 +11,12 @@ const SIZE: (u32, u32) = (640, 320);
 const SQUARE: (u32, u32) = (400, 400);
 /// Points a curve is thinned to.
 const POINTS: usize = 400;
+/// What the names of curves take of a plot, in its units.
+const LEGEND_MARGIN: f64 = 70.0;
+const LETTER: f64 = 6.0;
+const LEGEND_LINE: f64 = 18.0;
+/// Places of a curve as long as the plot is wide at which it is looked whether names hide it.
+const SAMPLES: f64 = 100.0;
 const CURVE: RGBColor = RGBColor(196, 78, 32);
 const AVERAGE: RGBColor = RGBColor(40, 60, 110);
 /// Told apart by most people with a colour-vision deficiency (Okabe and Ito, 2008).
@@ -51,23 +57,12 @@ pub fn curves(curves: &[Named], x: &str, y: &str) -> Result<String> {
     draw([x, y], &named(curves), None)
 }
 
-/// Curves over steps that fall: their names stand above them.
-pub fn falling(curves: &[Named], y: &str) -> Result<String> {
-    let curves = named(curves);
-    let frame = Frame {
-        legend: SeriesLabelPosition::UpperRight,
-        ..Frame::around(&curves, None)
-    };
-    draw_in(frame, ["step", y], &curves, None)
-}
-
 /// Curves of shares over shares, both from 0 to 1 whatever the curves reach.
 pub fn shares(curves: &[Named], x: &str, y: &str) -> Result<String> {
     let frame = Frame {
         x: 0.0..1.0,
         // A line along the edge would be cut in half.
         y: 0.0..1.02,
-        legend: SeriesLabelPosition::LowerLeft,
     };
     draw_in(frame, [x, y], &named(curves), None)
 }
@@ -152,11 +147,10 @@ impl<'a> Curve<'a> {
     }
 }
 
-/// What the axes span, and where the names of curves stand.
+/// What the axes span.
 struct Frame {
     x: Range<f64>,
     y: Range<f64>,
-    legend: SeriesLabelPosition,
 }
 
 impl Frame {
@@ -176,8 +170,56 @@ impl Frame {
         Self {
             x: 0.0..last,
             y: low - margin..high + margin,
-            legend: SeriesLabelPosition::LowerRight,
         }
+    }
+
+    /// Where along the edges the curves' names hide the least of them.
+    fn legend(&self, curves: &[Curve]) -> SeriesLabelPosition {
+        let names = || curves.iter().filter_map(|curve| curve.name);
+        let letters = names().map(|name| name.chars().count()).max().unwrap_or(0);
+        let size = [
+            (LEGEND_MARGIN + LETTER * letters as f64) / f64::from(SIZE.0),
+            LEGEND_LINE * (names().count() + 1) as f64 / f64::from(SIZE.1),
+        ];
+        let part = |range: &Range<f64>, value| (value - range.start) / (range.end - range.start);
+        let place = |&(x, y): &(f64, f64)| [part(&self.x, x), part(&self.y, y)];
+        let pairs = curves.iter().flat_map(|curve| curve.points.windows(2));
+        let lines: Vec<([f64; 2], [f64; 2])> = pairs
+            .map(|pair| (place(&pair[0]), place(&pair[1])))
+            .collect();
+        // `corner` is 0, ½ or 1 along each axis.
+        let hidden = |corner: [f64; 2]| -> f64 {
+            let start = [0, 1].map(|axis| corner[axis] * (1.0 - size[axis]));
+            let covers = |point: [f64; 2]| {
+                [0, 1]
+                    .iter()
+                    .all(|&axis| (0.0..size[axis]).contains(&(point[axis] - start[axis])))
+            };
+            let of_line = |&(from, to): &([f64; 2], [f64; 2])| {
+                let length = (to[0] - from[0]).hypot(to[1] - from[1]);
+                let samples = (length * SAMPLES).ceil().max(1.0);
+                let covered = (0..samples as usize).filter(|&i| {
+                    let share = (i as f64 + 0.5) / samples;
+                    covers([0, 1].map(|axis| from[axis] + share * (to[axis] - from[axis])))
+                });
+                length * covered.count() as f64 / samples
+            };
+            lines.iter().map(of_line).sum()
+        };
+        let places = [
+            ([1.0, 0.0], SeriesLabelPosition::LowerRight),
+            ([1.0, 1.0], SeriesLabelPosition::UpperRight),
+            ([0.0, 1.0], SeriesLabelPosition::UpperLeft),
+            ([0.0, 0.0], SeriesLabelPosition::LowerLeft),
+            ([1.0, 0.5], SeriesLabelPosition::MiddleRight),
+            ([0.0, 0.5], SeriesLabelPosition::MiddleLeft),
+            ([0.5, 1.0], SeriesLabelPosition::UpperMiddle),
+            ([0.5, 0.0], SeriesLabelPosition::LowerMiddle),
+        ];
+        let best = places
+            .into_iter()
+            .min_by(|a, b| hidden(a.0).total_cmp(&hidden(b.0)));
+        best.map_or(SeriesLabelPosition::LowerRight, |(_, position)| position)
     }
 }
 
@@ -191,7 +233,7 @@ fn draw_in(
     curves: &[Curve],
     level: Option<f64>,
 ) -> Result<String> {
-    let last = frame.x.end;
+    let (last, legend) = (frame.x.end, frame.legend(curves));
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -230,7 +272,7 @@ fn draw_in(
         if curves.iter().any(|curve| curve.name.is_some()) {
             chart
                 .configure_series_labels()
-                .position(frame.legend)
+                .position(legend)
                 .background_style(WHITE.mix(0.8))
                 .draw()
                 .map_err(failed)?;
@@ -269,4 +311,36 @@ pub fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_curves_stand_where_they_hide_none() {
+        let is = |points: &[(f64, f64)], expected: &str| {
+            let curves = [Curve {
+                name: Some("QB-Heat latent"),
+                ..Curve::plain(points, AVERAGE.mix(1.0))
+            }];
+            let found = Frame::around(&curves, None).legend(&curves);
+            assert_eq!(format!("{found:?}"), expected);
+        };
+        let [low, high] = [0.0, 1.0];
+        is(&[(0.0, low), (1.0, high)], "LowerRight");
+        is(&[(0.0, high), (1.0, low)], "UpperRight");
+        is(
+            &[(0.0, low), (0.5, low), (0.9, high), (1.0, low)],
+            "UpperLeft",
+        );
+        is(
+            &[(0.0, high), (0.2, high), (0.8, low), (1.0, high)],
+            "LowerLeft",
+        );
+        is(
+            &[(0.0, high), (1.0, high), (1.0, 0.9), (0.0, low), (1.0, low)],
+            "MiddleRight",
+        );
+    }
 }
