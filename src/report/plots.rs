@@ -184,8 +184,8 @@ impl Frame {
         let part = |range: &Range<f64>, value| (value - range.start) / (range.end - range.start);
         let place = |&(x, y): &(f64, f64)| [part(&self.x, x), part(&self.y, y)];
         let pairs = curves.iter().flat_map(|curve| curve.points.windows(2));
-        let lines: Vec<([f64; 2], [f64; 2])> = pairs
-            .map(|pair| (place(&pair[0]), place(&pair[1])))
+        let lines: Vec<[[f64; 2]; 2]> = pairs
+            .map(|pair| [place(&pair[0]), place(&pair[1])])
             .collect();
         // `corner` is 0, ½ or 1 along each axis.
         let hidden = |corner: [f64; 2]| -> f64 {
@@ -195,7 +195,7 @@ impl Frame {
                     .iter()
                     .all(|&axis| (0.0..size[axis]).contains(&(point[axis] - start[axis])))
             };
-            let of_line = |&(from, to): &([f64; 2], [f64; 2])| {
+            let of_line = |&[from, to]: &[[f64; 2]; 2]| {
                 let length = (to[0] - from[0]).hypot(to[1] - from[1]);
                 let samples = (length * SAMPLES).ceil().max(1.0);
                 let covered = (0..samples as usize).filter(|&i| {
@@ -216,10 +216,9 @@ impl Frame {
             ([0.5, 1.0], SeriesLabelPosition::UpperMiddle),
             ([0.5, 0.0], SeriesLabelPosition::LowerMiddle),
         ];
-        let best = places
-            .into_iter()
-            .min_by(|a, b| hidden(a.0).total_cmp(&hidden(b.0)));
-        best.map_or(SeriesLabelPosition::LowerRight, |(_, position)| position)
+        let hiding = places.map(|(corner, position)| (hidden(corner), position));
+        let least = hiding.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        least.expect("there are places").1
     }
 }
 
@@ -233,7 +232,6 @@ fn draw_in(
     curves: &[Curve],
     level: Option<f64>,
 ) -> Result<String> {
-    let (last, legend) = (frame.x.end, frame.legend(curves));
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -241,7 +239,7 @@ fn draw_in(
             .margin(8)
             .x_label_area_size(34)
             .y_label_area_size(64)
-            .build_cartesian_2d(frame.x, frame.y)
+            .build_cartesian_2d(frame.x.clone(), frame.y.clone())
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -264,7 +262,7 @@ fn draw_in(
         if let Some(level) = level {
             chart
                 .draw_series(LineSeries::new(
-                    [(0.0, level), (last, level)],
+                    [(0.0, level), (frame.x.end, level)],
                     BLACK.mix(0.6).stroke_width(1),
                 ))
                 .map_err(failed)?;
@@ -272,7 +270,7 @@ fn draw_in(
         if curves.iter().any(|curve| curve.name.is_some()) {
             chart
                 .configure_series_labels()
-                .position(legend)
+                .position(frame.legend(curves))
                 .background_style(WHITE.mix(0.8))
                 .draw()
                 .map_err(failed)?;

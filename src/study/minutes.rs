@@ -4,12 +4,14 @@ use super::table::mean;
 
 /// What minutes in a table are.
 pub(crate) const MINUTES: &str = "Minutes are those of training steps, without scoring along the way. Where a study gives \
-    minutes, these come first, counted at the pace that it measured before, and those on the clock follow.";
+    minutes and they are more than an epoch, these come first, counted at the pace that it measured before, and those on \
+    the clock follow.";
 
 /// What a cell's training took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Minutes {
-    /// What the study gave, at the pace that it measured once; none where it counts epochs or nothing was trained.
+    /// What the study gave, at the pace that it measured once; none where it counts epochs, nothing was trained, or there
+    /// was one epoch: the least, however long it takes.
     pub counted: Option<f64>,
     /// What the steps took; other work on the machine is in it.
     pub taken: f64,
@@ -19,7 +21,7 @@ impl Minutes {
     /// Of `epochs` that took so long.
     pub(super) fn of(given: Option<f64>, epochs: usize, taken: f64) -> Self {
         Self {
-            counted: given.filter(|_| epochs > 0),
+            counted: given.filter(|_| epochs > 1),
             taken,
         }
     }
@@ -71,7 +73,11 @@ mod tests {
 
     #[test]
     fn without_minutes_given_the_clock_counts() {
-        for minutes in [Minutes::of(None, 5, 2.25), Minutes::of(Some(30.0), 0, 0.0)] {
+        for minutes in [
+            Minutes::of(None, 5, 2.25),
+            Minutes::of(Some(30.0), 0, 0.0),
+            Minutes::of(Some(30.0), 1, 90.0),
+        ] {
             assert_eq!(minutes.count(&[(1.5, 2.0)]), [(1.5, 2.0)]);
             assert_eq!(minutes.figure(), format!("{:.1}", minutes.taken));
         }

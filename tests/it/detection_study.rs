@@ -84,10 +84,7 @@ fn detectors_are_trained_once_and_what_no_longer_fits_is_refused() {
     }
     let lines = fs::read_to_string(out.join("table.csv")).unwrap();
     let commas = |line: &str| line.matches(',').count();
-    let header = lines.lines().next().unwrap();
-    assert!(header.contains(",minutes,minutes_counted,"), "{header}");
-    let whole = |line: &str| commas(line) == commas(header);
-    assert!(lines.lines().all(whole), "{lines}");
+    assert!(lines.lines().all(|line| commas(line) == 17), "{lines}");
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("chance") && !page.contains("src=\"http"));
 

@@ -106,6 +106,11 @@ fn a_cell_that_fails_does_not_keep_the_others_from_being_run() {
         let text = std::fs::read_to_string(out.join(file)).unwrap();
         assert!(text.contains("infinite or NaN"), "{file}");
     }
+    let lines = std::fs::read_to_string(out.join("table.csv")).unwrap();
+    // A reason may have commas of its own, in quotes.
+    let unquoted = |line: &str| line.split('"').step_by(2).collect::<String>();
+    let commas = |line: &str| unquoted(line).matches(',').count();
+    assert!(lines.lines().all(|line| commas(line) == 14), "{lines}");
 }
 
 #[test]
