@@ -75,7 +75,8 @@ impl Dataset {
     }
 
     /// As [`Self::open`], for a run that goes on: images keep the numbers and parts they have in `index`, also where
-    /// they have become unreadable. Refused where images were added, are gone, or have another size.
+    /// they have become unreadable. Refused where images were added, are gone, or have another size or
+    /// another class beside them.
     pub fn reopen(
         config: &DataConfig,
         seed: u64,
@@ -84,7 +85,7 @@ impl Dataset {
     ) -> Result<Self> {
         let source = Source::open(&config.path)?;
         let readable = index
-            .compare(&source.entries)
+            .compare(&source)
             .map_err(|error| Error::data(source.path(), format!("its index: {error}")))?
             .map_err(|changes| Error::DataChanged {
                 path: source.path().to_owned(),
@@ -108,7 +109,7 @@ impl Dataset {
     /// What to compare with when a run on these images goes on.
     pub fn index(&self) -> Index {
         let readable = self.images.roles.iter().map(|&r| r != Role::Unreadable);
-        Index::of(&self.images.source().entries, readable)
+        Index::of(self.images.source(), readable)
     }
 
     /// `recorded` says which images were readable when the run was started; by default those that are now.

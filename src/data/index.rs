@@ -1,14 +1,16 @@
 //! What a run was started on, so that a later command can tell whether it is still there.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-use super::source::Entry;
+use super::source::Source;
 
 const FORMAT: u32 = 1;
 const LISTED: usize = 5;
 
-/// Names and sizes of a data set's images in the order of their numbers, and which of them were readable. A file whose
-/// content changes and whose size does not goes unnoticed.
+/// Names and sizes of a data set's images in the order of their numbers, which of them were readable, and the classes that
+/// stand beside them. A file whose content changes and whose size does not goes unnoticed.
 pub struct Index {
     /// One record a line.
     records: Vec<u8>,
@@ -20,8 +22,14 @@ struct Head {
     blake3: String,
 }
 
-/// Name, bytes, whether it was readable.
-type Record<'a> = (std::borrow::Cow<'a, str>, u64, bool);
+/// Name, bytes, whether it was readable, and the class that stands beside it, which older records leave out.
+#[derive(Serialize, Deserialize)]
+struct Record<'a>(
+    Cow<'a, str>,
+    u64,
+    bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<Cow<'a, str>>,
+);
 
 /// How the images of an index differ from those that are there.
 #[derive(Default)]
@@ -29,6 +37,7 @@ pub(super) struct Changes {
     added: Few,
     gone: Few,
     changed: Few,
+    relabelled: Few,
 }
 
 #[derive(Default)]
@@ -38,10 +47,12 @@ struct Few {
 }
 
 impl Index {
-    pub(super) fn of(entries: &[Entry], readable: impl Iterator<Item = bool>) -> Self {
+    pub(super) fn of(source: &Source, readable: impl Iterator<Item = bool>) -> Self {
+        let classes = source.classes_beside();
         let mut records = Vec::new();
-        for (entry, readable) in entries.iter().zip(readable) {
-            let record: Record = ((*entry.name).into(), entry.bytes, readable);
+        for (entry, readable) in source.entries.iter().zip(readable) {
+            let class = entry.label.map(|label| classes[&label].into());
+            let record = Record((*entry.name).into(), entry.bytes, readable, class);
             serde_json::to_writer(&mut records, &record).expect("a record is valid JSON");
             records.push(b'\n');
         }
@@ -86,30 +97,46 @@ impl Index {
         blake3::hash(&self.records).to_hex().to_string()
     }
 
-    /// Which of `entries` were readable, or what has changed. Both are sorted by name.
+    /// Which of the images of `source` were readable, or what has changed. Both are sorted by name.
     pub(super) fn compare(
         &self,
-        entries: &[Entry],
+        source: &Source,
     ) -> Result<Result<Vec<bool>, Changes>, serde_json::Error> {
+        let classes = source.classes_beside();
         let mut changes = Changes::default();
-        let mut readable = Vec::with_capacity(entries.len());
-        let mut found = entries.iter().peekable();
+        let mut readable = Vec::with_capacity(source.entries.len());
+        let mut found = source.entries.iter().peekable();
         let lines = self.records.split(|&byte| byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
-            let (name, bytes, was_readable): Record = serde_json::from_slice(line)?;
+            let Record(name, bytes, was_readable, class) = serde_json::from_slice(line)?;
+            let is_of =
+                |class: &str, label: Option<u32>| label.map(|label| classes[&label]) == Some(class);
             while let Some(entry) = found.next_if(|entry| *entry.name < *name) {
                 changes.added.add(&entry.name);
             }
             match found.next_if(|entry| *entry.name == *name) {
                 None => changes.gone.add(&name),
                 Some(entry) if entry.bytes != bytes => changes.changed.add(&name),
+                Some(entry)
+                    if class
+                        .as_deref()
+                        .is_some_and(|class| !is_of(class, entry.label)) =>
+                {
+                    changes.relabelled.add(&name);
+                }
                 Some(_) => readable.push(was_readable),
             }
         }
         for entry in found {
             changes.added.add(&entry.name);
         }
-        let kinds = [&changes.added, &changes.gone, &changes.changed];
+        let Changes {
+            added,
+            gone,
+            changed,
+            relabelled,
+        } = &changes;
+        let kinds = [added, gone, changed, relabelled];
         Ok(if kinds.iter().all(|kind| kind.count == 0) {
             Ok(readable)
         } else {
@@ -133,6 +160,7 @@ impl std::fmt::Display for Changes {
             (&self.added, "added"),
             (&self.gone, "gone"),
             (&self.changed, "of another size"),
+            (&self.relabelled, "of another class"),
         ];
         let parts: Vec<String> = kinds
             .iter()

@@ -68,6 +68,14 @@ enum Store {
 }
 
 impl Source {
+    /// The classes that stand beside images, by number.
+    pub fn classes_beside(&self) -> HashMap<u32, &str> {
+        let classes = self.labels.iter();
+        classes
+            .map(|(class, &number)| (number, class.as_str()))
+            .collect()
+    }
+
     /// Lists a folder, a `.tar`, shards such as `shard-{000..009}.tar`, or [`BUILTIN`]; refused where no image is there.
     pub fn open(path: &Path) -> Result<Self> {
         let source = Self::list(path)?;

@@ -76,11 +76,7 @@ impl Groups {
                 held_out,
             });
         let class_depth = shared + usize::from(own.is_some());
-        let beside: HashMap<u32, &str> = source
-            .labels
-            .iter()
-            .map(|(label, &number)| (number, label.as_str()))
-            .collect();
+        let beside = source.classes_beside();
         let class_of = |image: usize| {
             if beside.is_empty() {
                 folder_of(name(image), class_depth)

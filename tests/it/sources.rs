@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use qbheat::data::{BadImage, DataConfig, Dataset};
+use qbheat::data::{BadImage, DataConfig, Dataset, Index};
 use qbheat::error::Error;
 use qbheat::observe::Silent;
 use serde_json::{Value, json};
@@ -108,6 +108,44 @@ fn shards_are_one_data_set_whose_labels_stand_beside_the_images() {
     let missing = open(&home.path().join("s-{000..003}.tar")).err().unwrap();
     assert!(missing.to_string().contains("s-003.tar"), "{missing}");
     assert_eq!(missing.exit_code(), 2);
+}
+
+#[test]
+fn a_class_beside_an_image_is_part_of_what_a_run_was_started_on() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("set.tar");
+    let image = fixture("rgb.png");
+    let write = |second: &[u8]| {
+        let members = [
+            member("a.png", &image),
+            member("a.cls", b"cat"),
+            member("b.png", &image),
+            member("b.cls", second),
+            member("c.png", &image),
+        ];
+        write_tar(&path, &members);
+    };
+    write(b"dog");
+    let index = open(&path).unwrap().index();
+    let config = DataConfig {
+        path: path.clone(),
+        ..DataConfig::default()
+    };
+    let reopen = |index: &Index| Dataset::reopen(&config, 0, index, &Silent);
+    reopen(&index).unwrap();
+    // As it was written before there were classes in it.
+    let bytes = image.len();
+    let records = ["a", "b", "c"].map(|name| format!("[\"{name}.png\",{bytes},true]\n"));
+    let records = records.concat();
+    let hash = blake3::hash(records.as_bytes()).to_hex();
+    let older = format!("{{\"format\":1,\"blake3\":\"{hash}\"}}\n{records}");
+    let older = Index::from_bytes(older.into_bytes()).unwrap();
+    reopen(&older).unwrap();
+
+    write(b"cat");
+    let refused = reopen(&index).err().unwrap().to_string();
+    assert!(refused.contains("1 of another class (b.png)"), "{refused}");
+    reopen(&older).unwrap();
 }
 
 #[test]
