@@ -9,7 +9,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::data::{Dataset, ImageSize, Split};
+use crate::data::{Dataset, ImageSize};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::heat::{
@@ -18,7 +18,7 @@ use crate::heat::{
 };
 use crate::nn::{Init, StateDict, values};
 use crate::observe::Observer;
-use crate::pretrain::resumed_config;
+use crate::pretrain::{resumed_config, seen_held_out};
 use crate::probe::whole_images;
 use crate::random::{self, Purpose};
 use crate::train::RunFolder;
@@ -166,8 +166,7 @@ pub struct Measured {
     pub method: String,
     /// Epochs of pre-training.
     pub epochs: usize,
-    /// Whether pre-training on these images held out others than those that are scored, because both were drawn, each
-    /// with another seed.
+    /// Whether pre-training on these images held out others than those that are scored: [`seen_held_out`].
     pub may_have_seen_scored: bool,
     /// Image pixels a position of the map.
     pub stride: usize,
@@ -358,9 +357,7 @@ fn measure_one(
         encoder: metadata.encoder.clone(),
         method: metadata.method.clone(),
         epochs: metadata.epochs,
-        may_have_seen_scored: metadata.method != "none"
-            && metadata.seed != seed
-            && matches!(parts.dataset.split, Split::Stratified { .. }),
+        may_have_seen_scored: seen_held_out(weights, parts.dataset, seed)?.is_some(),
         stride: metadata.stride,
         channels,
         grid,

@@ -9,7 +9,7 @@ use qbheat::error::{Error, Result};
 use qbheat::heat::Difference;
 use qbheat::invariance::{self, Measured, Parts, measure, open_weights};
 use qbheat::observe::Observer;
-use qbheat::pretrain::resumed_config;
+use qbheat::pretrain::{resumed_config, seen_held_out};
 use qbheat::report::write_invariance;
 use qbheat::train::RunFolder;
 use serde_json::to_value;
@@ -105,14 +105,9 @@ impl Invariance {
             );
         }
         let found = measure(&weights, &parts, self.difference.into(), seed, progress)?;
-        for (encoder, weights) in found.encoders.iter().zip(&weights) {
-            if encoder.may_have_seen_scored {
-                let own = weights.metadata.seed;
-                progress.note(&format!(
-                    "{}: trained with seed {own}; if that was on these images, it saw most of those that are scored, \
-                     which are held out with seed {seed}: --seed {own} holds out the same",
-                    encoder.weights
-                ));
+        for weights in &weights {
+            if let Some(why) = seen_held_out(weights, &dataset, seed)? {
+                progress.note(&why);
             }
         }
         write_invariance(&out, &found, &weights, &parts)?;
@@ -149,6 +144,13 @@ fn describe_encoder(encoder: &Measured) -> String {
             law.r2.position_means_removed,
             law.shuffled.position_means_removed,
             law.r2_of_scalar
+        );
+    }
+    let rank = encoder.learned.as_ref().map(|learned| learned.rank_of_b);
+    if let Some(rank) = rank.filter(|&rank| rank < encoder.channels) {
+        text += &format!(
+            "\n  B is singular (rank {rank} of {}): its pseudo-inverse stands for B⁻¹",
+            encoder.channels
         );
     }
     text

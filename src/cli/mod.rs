@@ -80,7 +80,7 @@ struct Common {
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     json: bool,
-    /// Decides all that is random [default: the run's own where there is a run, else 0].
+    /// Decides all that is random [default: that of the run or the weights, where there are any, else 0].
     #[arg(long)]
     seed: Option<u64>,
     /// Threads of the training step [default: all cores].

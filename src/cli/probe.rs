@@ -1,6 +1,6 @@
 //! `qbheat probe`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -8,7 +8,7 @@ use qbheat::compute_on;
 use qbheat::data::{DataConfig, Dataset, ImageSize};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
-use qbheat::pretrain::resumed_config;
+use qbheat::pretrain::{resumed_config, seen_held_out};
 use qbheat::probe::{
     EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe, probe_data,
     reestimate_batch_norm, whole_tasks,
@@ -90,20 +90,16 @@ impl Probe {
             .as_ref()
             .map(|path| RunFolder::open(path))
             .transpose()?;
-        // Where a split is drawn it is drawn with the seed: that of the run, or a probe would be scored on images trained on.
-        let of_run = |run: &RunFolder| Ok::<_, Error>(resumed_config(run, None)?.seed);
-        let seed = match (
-            self.common.seed,
-            &into,
-            RunFolder::open(Path::new(&self.weights)),
-        ) {
-            (Some(seed), ..) => seed,
-            (None, Some(run), _) => of_run(run)?,
-            (None, None, Ok(run)) => of_run(&run)?,
-            (None, None, Err(_)) => 0,
-        };
-        let mut images = match &into {
-            Some(run) => resumed_config(run, None)?.images(),
+        let into_config = into
+            .as_ref()
+            .map(|run| resumed_config(run, None))
+            .transpose()?;
+        let given_seed = self
+            .common
+            .seed
+            .or(into_config.as_ref().map(|config| config.seed));
+        let mut images = match &into_config {
+            Some(config) => config.images(),
             None => ImageForm {
                 size: ImageSize::square(64),
                 channels: 3,
@@ -113,7 +109,17 @@ impl Probe {
         images.size = self.image_size.unwrap_or(images.size);
         images.channels = self.channels.unwrap_or(images.channels);
         compute_on(self.common.device.unwrap_or_default())?;
-        let weights = Weights::open(&self.weights, seed, images)?;
+        let weights = Weights::open(&self.weights, given_seed.unwrap_or(0), images)?;
+        if let Some(config) = &into_config
+            && config.encoder.name != weights.metadata.encoder
+        {
+            return Err(Error::Refused(format!(
+                "--into: that is a run of {}, the weights are those of a {}; leave it out, or name a run of the same network",
+                config.encoder.name, weights.metadata.encoder
+            )));
+        }
+        // Where a split is drawn it is drawn with the seed: their own, or they would be scored on images trained on.
+        let seed = given_seed.unwrap_or(weights.metadata.seed);
         if into.is_none() && self.image_size.is_none() {
             images.size = weights.metadata.image_size;
         }
@@ -151,6 +157,13 @@ impl Probe {
         let dataset = open(&self.data)?;
         let val = self.val.as_ref().map(open).transpose()?;
         let mut data = probe_data(&dataset, val.as_ref())?;
+        let seen = match &val {
+            None => seen_held_out(&weights, &dataset, seed)?,
+            Some(_) => None,
+        };
+        if let Some(why) = &seen {
+            progress.note(why);
+        }
         if let Some(limit) = self.limit {
             if limit < data.classes.len() {
                 return Err(Error::Refused(format!(
@@ -165,7 +178,15 @@ impl Probe {
         } else {
             weights.encoder.clone()
         };
-        let mut name = label(&weights);
+        let is_same = |into: &RunFolder, own: &RunFolder| {
+            let [into, own] = [into, own].map(|run| run.path().canonicalize().ok());
+            into == own
+        };
+        let mut name = match (&into, &weights.run) {
+            // The name of its method is that of the run's own weights.
+            (Some(into), Some(own)) if !is_same(into, own) => weights.name.clone(),
+            _ => label(&weights),
+        };
         match self.layers_before_end {
             0 => {}
             1 => name += ", 1 block before the end",
@@ -183,6 +204,7 @@ impl Probe {
                 data: self.data.display().to_string(),
                 val: self.val.as_ref().map(|path| path.display().to_string()),
                 seed,
+                may_have_seen_scored: seen.is_some(),
                 result,
             };
             if let Some(run) = &run {

@@ -6,13 +6,13 @@ mod run;
 use std::path::Path;
 
 use crate::config::{Config, refuse_detector};
-use crate::data::{Dataset, Index};
+use crate::data::{Dataset, Index, Split};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::train::{
     CONFIG_FILE, Course, INDEX_FILE, RunFolder, Schedule, Surroundings, write_durably,
 };
-use crate::weights::given_encoder;
+use crate::weights::{Weights, given_encoder};
 
 pub use method::{Images, PretrainModel, qb_heat};
 pub(crate) use method::{WithModel, traits, with_model};
@@ -71,17 +71,9 @@ pub fn reopen_data(
 ) -> Result<Dataset> {
     // The index of a run that another process is at work on is not to be written; nor need its images be looked at.
     let _lock = run.lock()?;
-    let path = run.file(INDEX_FILE);
-    let index = match std::fs::read(&path) {
-        Ok(bytes) => Index::from_bytes(bytes).map_err(|reason| {
-            let remedy = "restore it, or remove it to take the images as they are now";
-            Error::data(&path, format!("damaged ({reason}); {remedy}"))
-        })?,
-        // Killed before it had one, a run has not used its images yet; and old runs have none.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return open_anew(run, config, observer);
-        }
-        Err(error) => return Err(Error::io(&path)(error)),
+    // Killed before it had one, a run has not used its images yet; and old runs have none.
+    let Some(index) = read_index(run)? else {
+        return open_anew(run, config, observer);
     };
     match Dataset::reopen(&config.data, config.seed, &index, observer) {
         Err(Error::DataChanged { changes, .. }) if accept_changed => {
@@ -90,6 +82,51 @@ pub fn reopen_data(
         }
         reopened => reopened,
     }
+}
+
+/// The index of the images that a run was started on, where it has one.
+pub fn read_index(run: &RunFolder) -> Result<Option<Index>> {
+    let path = run.file(INDEX_FILE);
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(Error::io(&path))?,
+    };
+    Index::from_bytes(bytes).map(Some).map_err(|reason| {
+        let remedy = "restore it, or remove it to take the images as they are now";
+        Error::data(&path, format!("damaged ({reason}); {remedy}"))
+    })
+}
+
+/// Why weights may have been pre-trained on images that `dataset`, opened with `seed`, holds out; nothing where they were
+/// not. A split that is drawn is another one with another seed, and once images were added or are gone.
+pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<Option<String>> {
+    let own = weights.metadata.seed;
+    if weights.metadata.method == "none" || !matches!(dataset.split, Split::Stratified { .. }) {
+        return Ok(None);
+    }
+    if own != seed {
+        return Ok(Some(format!(
+            "{}: trained with seed {own}; if that was on these images, it saw most of those that are scored, which are held \
+             out with seed {seed}: --seed {own} holds out the same",
+            weights.name
+        )));
+    }
+    let Some(run) = &weights.run else {
+        return Ok(None);
+    };
+    let place = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_own = place(&resumed_config(run, None)?.data.path) == place(dataset.path());
+    let found = dataset.index().fingerprint();
+    let changed = |index: Index| index.fingerprint() != found;
+    let seen = is_own && read_index(run)?.is_some_and(changed);
+    Ok(seen.then(|| {
+        format!(
+            "{}: {} has changed since it was trained on it, so other images are held out now, most of which it saw: give \
+             images of their own to score",
+            weights.name,
+            dataset.path().display()
+        )
+    }))
 }
 
 fn open_anew(run: &RunFolder, config: &Config, observer: &dyn Observer) -> Result<Dataset> {
@@ -126,6 +163,11 @@ pub fn suited(config: &Config, dataset: &Dataset) -> Result<Config> {
             return refused(format!(
                 "{without} of its {all} training images have no class"
             ));
+        }
+        let first = dataset.images.label(dataset.train[0]);
+        let is_first = |&image: &usize| dataset.images.label(image) == first;
+        if dataset.train.iter().all(is_first) {
+            return refused("has one class only among its training images".into());
         }
         let classes = dataset.classes.len();
         if ![0, classes].contains(&config.supervised.classes) {

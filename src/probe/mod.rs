@@ -321,6 +321,11 @@ pub fn probe(
     mut found: impl FnMut(ProbeResult) -> Result<()>,
 ) -> Result<()> {
     let is_frozen = |task: &&Task| task.protocol != Protocol::Finetune;
+    let of_size = |mut result: ProbeResult| {
+        let size = serde_json::json!(config.image_size);
+        result.details.insert("image_size".into(), size);
+        result
+    };
     if tasks.iter().any(|task| is_frozen(&task)) {
         let keep_maps = tasks.iter().any(|task| task.protocol == Protocol::Tran1);
         let train = extract(encoder, &data.train, config, keep_maps, observer)?;
@@ -335,17 +340,14 @@ pub fn probe(
             observer,
         };
         for &task in tasks.iter().filter(is_frozen) {
-            let mut result = frozen.score(task)?;
-            let size = serde_json::json!(config.image_size);
-            result.details.insert("image_size".into(), size);
-            found(result)?;
+            found(of_size(frozen.score(task)?))?;
         }
     }
     for &task in tasks.iter().filter(|task| !is_frozen(task)) {
         let scores = finetune(encoder, data, config, observer)?;
         let mut result = scores.result(task, data.train.indices.len(), data);
         result.details.insert("epochs".into(), config.epochs.into());
-        found(result)?;
+        found(of_size(result))?;
     }
     Ok(())
 }
@@ -409,6 +411,9 @@ impl Frozen<'_> {
                 )?;
                 let mut result = result(scores);
                 result.details.insert("epochs".into(), epochs.into());
+                if config.search {
+                    result.details.insert("searched".into(), true.into());
+                }
                 result
             }
             Protocol::Finetune => unreachable!("fine-tuning is no frozen protocol"),

@@ -18,7 +18,7 @@ pub const SHIPPED_ROW: &str = "shipped";
 /// A result and what it was measured on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProbeRecord {
-    /// Whose features: the method's name for the run's own, else `untrained`, `shipped` or a file's name.
+    /// Whose features: the method's name for the run's own, else `untrained`, `shipped` or what the user called them.
     pub weights: String,
     /// The training images' data set.
     pub data: String,
@@ -26,6 +26,9 @@ pub struct ProbeRecord {
     pub val: Option<String>,
     /// Seed of the probe.
     pub seed: u64,
+    /// Whether pre-training may have held out other images than those that are scored.
+    #[serde(default)]
+    pub may_have_seen_scored: bool,
     /// The score.
     #[serde(flatten)]
     pub result: ProbeResult,
@@ -154,6 +157,16 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
                 "has no labelled images for this; give another set with --val",
             ));
         }
+    }
+    let labels = &data.train.labels;
+    if labels.iter().all(|label| *label == labels[0]) {
+        return Err(Error::data(
+            dataset.path(),
+            format!(
+                "has one class only among its training images, `{}`; a probe needs two",
+                classes[labels[0] as usize]
+            ),
+        ));
     }
     Ok(data)
 }

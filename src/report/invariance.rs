@@ -157,7 +157,7 @@ fn facts(found: &Invariance) -> Vec<(&'static str, String)> {
         facts.push((
             "not held out for",
             format!(
-                "{}, if trained on these images: other ones were held out, with another seed",
+                "{}, if trained on these images: other ones were held out then",
                 seen.join(", ")
             ),
         ));

@@ -1,8 +1,8 @@
 //! Whether what a study has kept was made with what it asks for now.
 
+use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Debug;
-
 use toml::Table;
 
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ pub(super) fn without<'a>(
 }
 
 /// Refuses a cell that was made with something else than the study now has.
-pub(super) fn check_equal<T: PartialEq + Debug>(
+pub(super) fn check_equal<T: PartialEq + Serialize>(
     cell: &str,
     key: &str,
     found: &T,
@@ -52,8 +52,12 @@ pub(super) fn check_equal<T: PartialEq + Debug>(
     if found == expected {
         return Ok(());
     }
+    let [found, expected] = [found, expected].map(|value| match json!(value) {
+        Value::Null => "none".into(),
+        value => value.to_string(),
+    });
     Err(Error::Refused(format!(
-        "cell {cell}: it was made with {key} {found:?}, the study now has {expected:?}; {REMEDY}"
+        "cell {cell}: it was made with {key} {found}, the study now has {expected}; {REMEDY}"
     )))
 }
 

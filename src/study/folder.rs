@@ -14,7 +14,7 @@ use crate::train::{CONFIG_FILE, RunFolder, Surroundings, create_folder, write_du
 /// Finished cells, one JSON file each; small enough to be kept with the results of a study.
 const CELLS: &str = "cells";
 /// Run folders.
-pub(super) const RUNS: &str = "runs";
+const RUNS: &str = "runs";
 /// Images a second of a training step, measured once.
 const PACE: &str = "pace.json";
 
@@ -70,6 +70,20 @@ impl<'a> StudyFolder<'a> {
     pub fn begun(&self, cell: &str) -> Option<RunFolder> {
         let run = self.run_of(cell);
         run.file(CONFIG_FILE).is_file().then_some(run)
+    }
+
+    /// Keeps what a cell's run is begun with, which the run does not say itself.
+    pub fn begin_with(&self, cell: &str, given: &impl Serialize) -> Result<()> {
+        write_kept(&self.given_file(cell), given)
+    }
+
+    /// What a cell's run was begun with; nothing where that was not kept.
+    pub fn begun_with<G: DeserializeOwned>(&self, cell: &str) -> Result<Option<G>> {
+        read_kept(&self.given_file(cell))
+    }
+
+    fn given_file(&self, cell: &str) -> PathBuf {
+        self.file(RUNS).join(format!("{cell}.given.json"))
     }
 
     /// The epochs of every cell, or why it cannot be run, without running any.
@@ -158,7 +172,7 @@ impl<'a> StudyFolder<'a> {
 }
 
 /// What a study has kept in a file; nothing where it has not.
-pub(super) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         read => read.map_err(Error::io(path))?,
@@ -173,7 +187,7 @@ pub(super) fn read_kept<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 /// Keeps something in a file.
-pub(super) fn write_kept(path: &Path, kept: &impl Serialize) -> Result<()> {
+fn write_kept(path: &Path, kept: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(kept).expect("what is kept is valid JSON");
     write_durably(path, &text)
 }

@@ -126,6 +126,12 @@ impl StudyFile {
                 return Err(format!("{key} has {twice} twice"));
             }
         }
+        if self.data.as_os_str().is_empty() {
+            return Err("data = \"\": where are the images?".into());
+        }
+        if let Some((name, value)) = self.set.iter().find(|(_, own)| !own.is_table()) {
+            return Err(format!("set.{name} = {value}: expected a table"));
+        }
         for name in &self.encoders {
             let own = self.set.get(name).and_then(toml::Value::as_table);
             for key in ["method", "encoders"] {

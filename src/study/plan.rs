@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::StudyFile;
+use super::{StudyFile, twice};
 use crate::config::{Config, LATENT, Method};
 use crate::error::{Error, Result, nearest};
 use crate::probe::{Protocol, Task, UNTRAINED, file_name};
@@ -11,6 +11,8 @@ use crate::probe::{Protocol, Task, UNTRAINED, file_name};
 const OWN_KEYS: [&str; 4] = ["method", "seeds", "encoders", "labels"];
 /// Settings that a study makes itself.
 const OF_STUDY: [&str; 3] = ["seed", "encoder.name", "data.path"];
+/// Settings that decide which images are scored, and how large: methods that differ in them could not be compared.
+const OF_ENCODERS: [&str; 3] = ["image_size", "data.split", "data.held_out"];
 
 /// One cell to be run.
 #[derive(Clone, Debug)]
@@ -133,18 +135,21 @@ impl StudyFile {
         }
         let of_study =
             |key: &str| OF_STUDY.contains(&key) || key == "optim.epochs" && self.minutes.is_some();
-        for name in [encoder, method] {
-            settings.extend(own_settings(&self.set, name, &OWN_KEYS, of_study)?);
-        }
+        let of_others = |key: &str| of_study(key) || OF_ENCODERS.contains(&key);
+        settings.extend(own_settings(&self.set, encoder, &OWN_KEYS, of_study)?);
+        settings.extend(own_settings(&self.set, method, &OWN_KEYS, of_others)?);
         settings.extend_from_slice(common);
-        let labels = match self.own(method, "labels").or(self.own(encoder, "labels")) {
-            Some(labels) => read(method, "labels", labels)?,
-            None => self.labels.clone(),
+        let labels = match chosen(&self.set, method, "labels", &self.labels)? {
+            Some(labels) => Some(labels),
+            None => chosen(&self.set, encoder, "labels", &self.labels)?,
         };
         Ok(PlannedCell {
             method: method.to_owned(),
             config: Config::load(None, &settings)?,
-            tasks: tasks(&self.protocols, &labels),
+            tasks: tasks(
+                &self.protocols,
+                &labels.unwrap_or_else(|| self.labels.clone()),
+            ),
             untrained: base == UNTRAINED,
         })
     }
@@ -180,17 +185,28 @@ pub(super) fn is_among<T>(set: &Table, name: &str, key: &str, all: &[T], wanted:
 where
     T: serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {
+    let chosen = chosen(set, name, key, all)?;
+    Ok(chosen.is_none_or(|chosen| chosen.contains(wanted)))
+}
+
+/// What `[set.NAME]` lists under `key`, where it does: some of the study's own, each once.
+fn chosen<T>(set: &Table, name: &str, key: &str, all: &[T]) -> Result<Option<Vec<T>>>
+where
+    T: serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
     let Some(list) = set.get(name).and_then(|own| own.get(key)) else {
-        return Ok(true);
+        return Ok(None);
     };
     let chosen: Vec<T> = read(name, key, list)?;
-    match chosen.iter().find(|one| !all.contains(one)) {
-        Some(foreign) => Err(Error::Value {
+    let foreign = chosen.iter().find(|one| !all.contains(one));
+    let wrong = foreign.map(|one| format!("{one:?}"));
+    match wrong.or_else(|| twice(&chosen)) {
+        Some(value) => Err(Error::Value {
             key: format!("set.{name}.{key}"),
-            value: format!("{foreign:?}"),
-            expected: format!("some of the study's {key}, {all:?}"),
+            value,
+            expected: format!("some of the study's {key}, {all:?}, each once"),
         }),
-        None => Ok(chosen.contains(wanted)),
+        None => Ok(Some(chosen)),
     }
 }
 
@@ -207,7 +223,7 @@ pub(super) fn own_settings(
     }
     if let Some((key, _)) = settings.iter().find(|(key, _)| of_study(key)) {
         return Err(Error::Refused(format!(
-            "[set.{name}] {key}: that is the study's own to say, for all cells"
+            "[set.{name}] {key}: that is the study's own to say, for all that are compared"
         )));
     }
     Ok(settings)

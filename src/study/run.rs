@@ -121,13 +121,23 @@ impl<'a> Study<'a> {
             let expected = self.with_epochs(planned, begun.optim.epochs)?;
             let [begun, expected] = [&begun, &expected].map(|config| describe(config, false));
             check_same(&name, &begun, &expected, &defaults)?;
+            let expected = self.given(&planned.config)?;
+            if let Some(found) = self.folder.begun_with::<Given>(&name)? {
+                check_equal(&name, "minutes", &found.minutes, &expected.minutes)?;
+            }
+            // Killed before it had an index, a run has not used its images yet.
+            if let Some(index) = pretrain::read_index(&run)? {
+                let found = index.fingerprint();
+                check_equal(&name, "data of fingerprint", &found, &expected.data)?;
+            }
         }
         Ok(())
     }
 
     /// Does what is missing of a cell.
     fn make(&self, planned: &PlannedCell) -> Result<()> {
-        let kept = self.kept(planned)?;
+        // With the scores that the study no longer asks for, which stay.
+        let kept = self.folder.kept::<Cell>(&planned.name())?;
         let scores = kept.map_or_else(Vec::new, |cell| cell.scores);
         let is_missing = |task: &Task| {
             let same =
@@ -206,6 +216,7 @@ impl<'a> Study<'a> {
             let config = self.with_epochs(planned, self.epochs(planned)?)?;
             let dataset = self.dataset(&config, &self.file.data)?;
             let run = self.folder.run_of(&name);
+            self.folder.begin_with(&name, self.given(&config)?)?;
             let outcome = pretrain::start(&config, &dataset, run.path(), around)?;
             (config, outcome)
         };
@@ -338,6 +349,7 @@ impl<'a> Study<'a> {
             data: self.file.data.display().to_string(),
             val: (!val.as_os_str().is_empty()).then(|| val.display().to_string()),
             seed: config.seed,
+            may_have_seen_scored: false,
             result,
         }
     }

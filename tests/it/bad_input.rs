@@ -327,3 +327,16 @@ fn data_without_classes_cannot_be_probed() {
         &["no classes"],
     );
 }
+
+#[test]
+fn one_class_among_the_training_images_is_too_few() {
+    let home = tempfile::tempdir().unwrap();
+    write_images(&home.path().join("train"), &["a"], 4, 16);
+    write_images(&home.path().join("val"), &["a", "b"], 4, 16);
+    let words = ["one class only among its training images"];
+    let path = home.path().to_str().unwrap();
+    let probe = ["probe", "untrained:mobilenet-tiny", "--data", path];
+    refused(&probe, 1, &words);
+    let supervised = ["--method", "supervised", "--batch-size", "4"];
+    pretrain_refused(home.path(), &supervised, 1, &words);
+}

@@ -32,6 +32,8 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
         &run,
         "--set",
         "run.watch_every=1",
+        "--seed",
+        "3",
     ];
     arguments.extend(common);
     let answer = json(&qbheat(&arguments));
@@ -75,6 +77,7 @@ fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
         of_file["results"][0]["top1"], all["results"][1]["top1"],
         "a file is as good as its run"
     );
+    assert_eq!(of_file["results"][0]["seed"], 3);
 
     let report = json(&qbheat(&["report", &run, "--json"]));
     let html = fs::read_to_string(report["report"].as_str().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::Table;
 
@@ -15,7 +15,7 @@ use crate::detect::{
 };
 use crate::error::{Error, Result};
 use crate::study::fit::{OF_THE_MACHINE, check_equal, check_same, without};
-use crate::study::folder::{RUNS, StudyFolder, StudyOutcome, read_kept, write_kept};
+use crate::study::folder::{StudyFolder, StudyOutcome};
 use crate::study::log::Log;
 use crate::train::Surroundings;
 
@@ -76,11 +76,6 @@ impl<'a> DetectionStudy<'a> {
         self.folder.kept(&planned.name())
     }
 
-    /// What a run was begun with, which it does not say itself.
-    fn given_file(&self, cell: &str) -> PathBuf {
-        self.folder.file(RUNS).join(format!("{cell}.given.json"))
-    }
-
     /// Refuses a cell or a run that was made with something else than the study now asks for.
     fn check_kept(&self, planned: &Planned) -> Result<()> {
         let (name, kept) = (planned.name(), self.kept(planned)?);
@@ -112,7 +107,7 @@ impl<'a> DetectionStudy<'a> {
         if let Some(run) = self.folder.begun(&name) {
             let begun = DetectorConfig::of_run(&run)?;
             check_config(&describe(&begun), begun.optim.epochs)?;
-            if let Some(given) = read_kept::<DetectionGiven>(&self.given_file(&name))? {
+            if let Some(given) = self.folder.begun_with(&name)? {
                 check_given(&given)?;
             }
         }
@@ -133,7 +128,7 @@ impl<'a> DetectionStudy<'a> {
         let outcome = match self.folder.begun(&name) {
             Some(begun) => detect::resume(begun, &config, &images.sets, around)?,
             None => {
-                write_kept(&self.given_file(&name), &given)?;
+                self.folder.begin_with(&name, &given)?;
                 detect::start(&config, &images.sets, run.path(), around)?
             }
         };
