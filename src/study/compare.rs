@@ -12,13 +12,18 @@ use crate::pretrain;
 use crate::probe::{ProbeRecord, ProbeResult};
 use crate::train::{INDEX_FILE, RunFolder};
 
+/// As a tran-1 probe says that its length was chosen, not given.
+const SEARCHED: &str = "searched";
 const PRE_TRAINED_ON: &str = "fingerprint of the images pre-trained on";
 
-/// Cells of runs that exist, from their probe results; refused where they were scored on different images or sizes. A run
-/// that has method, encoder and seed in common with an earlier one is called by its folder.
+/// Cells of runs that exist, from their probe results; refused where they were scored on different images, sizes or by
+/// other probes. A run is called by its folder where an earlier one of the same method and encoder has the same seed, or
+/// was trained in another way.
 pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
     let mut cells: Vec<Cell> = Vec::new();
-    let mut first: Option<(&Path, BTreeMap<String, String>)> = None;
+    // A protocol that only one of them was scored by is no contradiction.
+    let mut common: BTreeMap<String, (&Path, String)> = BTreeMap::new();
+    let mut recipes: BTreeMap<(String, String), String> = BTreeMap::new();
     for path in paths {
         let run = RunFolder::open(path)?;
         let config = pretrain::resumed_config(&run, None)?;
@@ -30,23 +35,28 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
                 path.display()
             )));
         }
-        let found = circumstances(&run, &config, &records)?;
-        let (other, expected) = first.get_or_insert((path, found.clone()));
-        // A protocol that only one of them was scored by is no contradiction.
-        let differs = |(key, value): &(&String, &String)| {
-            expected.get(*key).is_some_and(|other| other != *value)
-        };
-        if let Some((key, value)) = found.iter().find(differs) {
+        if let Some(record) = records.iter().find(|record| record.may_have_seen_scored) {
             return Err(Error::Refused(format!(
-                "{} and {} cannot be compared: {key} is {value} here and {} there",
+                "{}: its result of {} may be of images that the weights were trained on; probe them again, with their own \
+                 seed, on images as they were, or with --val",
                 path.display(),
-                other.display(),
-                expected[key]
+                record.result.protocol.name()
             )));
+        }
+        for (key, value) in circumstances(&run, &config, &records)? {
+            let entry = common.entry(key.clone());
+            let (other, expected) = entry.or_insert_with(|| (path, value.clone()));
+            if value != *expected {
+                return Err(Error::Refused(format!(
+                    "{} and {} cannot be compared: {key} is {value} here and {expected} there",
+                    path.display(),
+                    other.display()
+                )));
+            }
         }
         let log = Log::of(&run.read_events()?);
         let given = Given {
-            data: found[PRE_TRAINED_ON].clone(),
+            data: common[PRE_TRAINED_ON].1.clone(),
             ..Given::default()
         };
         let taken = |method: &str, cells: &[Cell]| {
@@ -58,7 +68,13 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
             cells.iter().any(same)
         };
         let mut own = config.method_name().to_owned();
-        if taken(&own, &cells) {
+        let mut seedless = config.clone();
+        seedless.seed = 0;
+        let recipe = describe(&seedless, false);
+        let of_others = recipes
+            .entry((own.clone(), config.encoder.name.clone()))
+            .or_insert_with(|| recipe.clone());
+        if *of_others != recipe || taken(&own, &cells) {
             own = path.display().to_string();
         }
         for record in records {
@@ -106,38 +122,50 @@ fn circumstances(
     run: &RunFolder,
     config: &Config,
     records: &[ProbeRecord],
-) -> Result<BTreeMap<String, String>> {
+) -> Result<Vec<(String, String)>> {
     let index = run.file(INDEX_FILE);
     let index = std::fs::read(&index).map_err(Error::io(&index))?;
-    let mut found = BTreeMap::from([
+    let mut found = vec![
         ("image_size".to_owned(), config.image_size.to_string()),
         (
             PRE_TRAINED_ON.to_owned(),
             blake3::hash(&index).to_hex()[..8].to_owned(),
         ),
-    ]);
+    ];
+    let absolute = |text: &str| match std::path::absolute(text) {
+        Ok(path) if !text.starts_with("builtin:") => path.display().to_string(),
+        _ => text.to_owned(),
+    };
     for record in records {
         let ProbeResult {
             protocol,
             labels,
             train_images,
             held_out_images,
+            details,
             ..
         } = &record.result;
-        let absolute = |text: &str| match std::path::absolute(text) {
-            Ok(path) if !text.starts_with("builtin:") => path.display().to_string(),
-            _ => text.to_owned(),
-        };
         let val = record.val.as_deref().map_or("its own".into(), absolute);
-        found.insert("data of probes".into(), absolute(&record.data));
-        found.insert("val of probes".into(), val);
-        found.insert(
-            format!(
-                "number of images ({}, {labels} of the labels)",
-                protocol.name()
-            ),
+        let mut add = |what: &str, value: String| {
+            let key = format!("{what} ({}, {labels} of the labels)", protocol.name());
+            found.push((key, value));
+        };
+        add("data of probes", absolute(&record.data));
+        add("val of probes", val);
+        add(
+            "number of images",
             format!("{train_images} and {held_out_images}"),
         );
+        if let Some(size) = details.get("image_size") {
+            add("image size of probes", size.to_string());
+        }
+        if let Some(epochs) = details.get("epochs") {
+            let searched = details.contains_key(SEARCHED).then(|| SEARCHED.to_owned());
+            add(
+                "epochs of probes",
+                searched.unwrap_or_else(|| epochs.to_string()),
+            );
+        }
     }
     Ok(found)
 }

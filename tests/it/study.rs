@@ -196,6 +196,21 @@ fn a_wrong_study_is_refused_with_its_key() {
             "[set.qb-heat] method",
         ),
         ("batch_size = 4", "batchsize = 4", "batchsize"),
+        (
+            "sub_batches = 2",
+            "sub_batches = 2\n[set.qb-heat]\ndata.held_out = 0.5",
+            "[set.qb-heat] data.held_out",
+        ),
+        (
+            "sub_batches = 2",
+            "sub_batches = 2\n[set.untrained]\nlabels = [0.1]",
+            "set.untrained.labels",
+        ),
+        (
+            "[set.moco-v2.moco]",
+            "[set]\nuntrained = 3\n[set.moco-v2.moco]",
+            "set.untrained",
+        ),
     ] {
         let study = write_study(home.path(), &STUDY.replace(from, to));
         let output = qbheat(&[
@@ -226,31 +241,60 @@ fn runs_are_compared_where_they_can_be() {
         assert!(probe.status.success(), "{}", stderr(&probe));
         out
     };
+    let methods = |runs: &[&String]| -> Vec<String> {
+        let out = home.path().join("page").display().to_string();
+        let mut arguments = vec!["compare", "--out", &out, "--json"];
+        arguments.extend(runs.iter().map(|run| run.as_str()));
+        let found = json(&qbheat(&arguments));
+        let cells = found["cells"].as_array().unwrap().iter();
+        cells
+            .map(|cell| cell["method"].as_str().unwrap().to_owned())
+            .collect()
+    };
     let ours = run("ours", &[]);
     let supervised = run("supervised", &["--method", "supervised"]);
-    let out = home.path().join("page").display().to_string();
-    let found = json(&qbheat(&[
-        "compare",
-        &ours,
-        &supervised,
-        "--out",
-        &out,
-        "--json",
-    ]));
-    let methods: Vec<&str> = found["cells"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|cell| cell["method"].as_str().unwrap())
-        .collect();
-    assert_eq!(methods, ["qb-heat", "supervised"]);
+    assert_eq!(methods(&[&ours, &supervised]), ["qb-heat", "supervised"]);
+    // Another seed is one more of the same row, another recipe is a row of its own.
+    let seed = run("seed", &["--seed", "1"]);
+    assert_eq!(methods(&[&ours, &seed]), ["qb-heat", "qb-heat"]);
+    let longer = run("longer", &["--seed", "2", "--set", "optim.epochs=2"]);
+    assert_eq!(methods(&[&ours, &longer]), ["qb-heat", &longer]);
+
+    let refused = |arguments: &[&str], words: &str| {
+        let out = home.path().join("page").display().to_string();
+        let output = qbheat(&[arguments, &["--out", &out]].concat());
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(words), "{words}: {text}");
+    };
     let larger = run("larger", &["--set", "image_size=32"]);
-    let output = qbheat(&["compare", &ours, &larger, "--out", &out]);
-    assert_eq!(output.status.code(), Some(2));
-    let text = stderr(&output);
+    refused(
+        &["compare", &ours, &larger],
+        "image_size is 32 here and 16 there",
+    );
+    let probe = |run: &str, more: &[&str]| {
+        let arguments = ["probe", run, "--data", &data, "--protocol", "knn"];
+        qbheat(&[&arguments[..], more].concat())
+    };
+    probe(&seed, &["--image-size", "32"]);
+    refused(
+        &["compare", &ours, &seed],
+        "image size of probes (knn, 1 of the labels) is 32 here and 16 there",
+    );
+    // What is scored into another run does not take the place of its own result.
+    let output = probe(&supervised, &["--into", &ours]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(methods(&[&ours]), [&supervised, "qb-heat"]);
+    // Held out with another seed, most of what is scored was trained on.
+    let output = probe(&supervised, &["--seed", "5"]);
+    assert!(stderr(&output).contains("--seed 0 holds out the same"));
+    refused(
+        &["compare", &supervised],
+        "may be of images that the weights were trained on",
+    );
+    let output = probe("untrained:resnet-18", &["--into", &ours]);
     assert!(
-        text.contains("image_size is 32 here and 16 there"),
-        "{text}"
+        stderr(&output).contains("a run of mobilenet-tiny, the weights are those of a resnet-18")
     );
 }
 
@@ -273,10 +317,50 @@ fn a_study_notices_other_images_and_other_minutes() {
     };
     let original = std::fs::read_to_string(&study).unwrap();
     std::fs::write(&study, original.replace("0.001", "0.002")).unwrap();
-    refused("minutes Some(0.001)");
+    refused("minutes 0.001");
+    // The run that is left says what it was made of where the cell is gone.
+    let cell = Path::new(&out).join("cells/qb-heat.mobilenet-tiny.seed0.json");
+    std::fs::remove_file(&cell).unwrap();
+    refused("qb-heat.mobilenet-tiny.seed0: it was made with minutes 0.001");
     std::fs::write(&study, original).unwrap();
     write_images(&home.path().join("set/train"), &["c"], 10, 16);
-    refused("data of fingerprint");
+    refused("qb-heat.mobilenet-tiny.seed0: it was made with data of fingerprint");
+}
+
+#[test]
+fn scores_that_a_study_no_longer_asks_for_stay_with_their_cell() {
+    let home = tempfile::tempdir().unwrap();
+    let study = write_study(
+        home.path(),
+        &STUDY
+            .replace("\"qb-heat\", \"moco-v2\", \"untrained\"", "\"untrained\"")
+            .replace("[0, 1]", "[0]")
+            .replace("[set.moco-v2.moco]\nqueue = 16\nsub_batches = 2\n", ""),
+    );
+    let original = std::fs::read_to_string(&study).unwrap();
+    let out = home.path().join("out");
+    for protocols in ["[\"knn\"]", "[\"linear\"]"] {
+        let text = original.replace("[\"knn\", \"linear\"]", protocols);
+        std::fs::write(&study, text).unwrap();
+        let found = json(&qbheat(&[
+            "study",
+            &study,
+            "--out",
+            out.to_str().unwrap(),
+            "--json",
+        ]));
+        let asked = found["cells"].as_array().unwrap();
+        assert!(
+            asked
+                .iter()
+                .all(|cell| protocols.contains(cell["protocol"].as_str().unwrap()))
+        );
+    }
+    let cell = std::fs::read(out.join("cells/untrained.mobilenet-tiny.seed0.json")).unwrap();
+    let cell: Value = serde_json::from_slice(&cell).unwrap();
+    let scores = cell["scores"].as_array().unwrap().iter();
+    let kept: Vec<&str> = scores.map(|s| s["protocol"].as_str().unwrap()).collect();
+    assert_eq!(kept, ["knn", "linear", "linear"]);
 }
 
 #[test]
