@@ -176,6 +176,7 @@ impl PretrainModel for Latent {
         self.loss_of(batch.pixels.clone(), &visible)
     }
 
+    /// The student: it is what is scored and written, its teacher stays in the checkpoints.
     fn encoder(&self) -> &Encoder {
         &self.encoder
     }

@@ -10,7 +10,7 @@ use crate::nn::{Init, LayerNorm, Linear, TransformerBlock, sin_cos_2d};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecoderConfig {
-    /// Transformer blocks; 0 leaves a linear map from features to pixels.
+    /// Transformer blocks; 0 leaves two linear maps, to `width` and to pixels, with positions and a layer norm between.
     pub depth: usize,
     /// Width of the tokens, a multiple of 4 and of `heads`.
     pub width: usize,
