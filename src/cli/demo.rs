@@ -105,7 +105,7 @@ impl Demo {
                         data: BUILTIN.to_owned(),
                         val: None,
                         seed: config.seed,
-                        may_have_seen_scored: false,
+                        has_seen_scored: false,
                         result,
                     };
                     record.save(&run)?;

@@ -106,8 +106,8 @@ impl Invariance {
         }
         let found = measure(&weights, &parts, self.difference.into(), seed, progress)?;
         for weights in &weights {
-            if let Some(why) = seen_held_out(weights, &dataset, seed)? {
-                progress.note(&why);
+            if let Some(seen) = seen_held_out(weights, &dataset, seed)? {
+                progress.note(&seen.why);
             }
         }
         write_invariance(&out, &found, &weights, &parts)?;

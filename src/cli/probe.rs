@@ -52,7 +52,7 @@ pub struct Probe {
     /// Train the probe on at most this many images, the same share of each class.
     #[arg(long)]
     limit: Option<usize>,
-    /// A run whose folder and report the result belongs to [default: the run that is scored].
+    /// A run of the same network whose folder and report the result belongs to [default: the run that is scored].
     #[arg(long)]
     into: Option<PathBuf>,
     #[command(flatten)]
@@ -161,8 +161,8 @@ impl Probe {
             None => seen_held_out(&weights, &dataset, seed)?,
             Some(_) => None,
         };
-        if let Some(why) = &seen {
-            progress.note(why);
+        if let Some(seen) = &seen {
+            progress.note(&seen.why);
         }
         if let Some(limit) = self.limit {
             if limit < data.classes.len() {
@@ -204,7 +204,7 @@ impl Probe {
                 data: self.data.display().to_string(),
                 val: self.val.as_ref().map(|path| path.display().to_string()),
                 seed,
-                may_have_seen_scored: seen.is_some(),
+                has_seen_scored: seen.as_ref().is_some_and(|seen| seen.certain),
                 result,
             };
             if let Some(run) = &run {

@@ -21,7 +21,7 @@ pub struct Resume {
     /// A larger number of epochs, for runs whose schedule says how to go on.
     #[arg(long)]
     epochs: Option<usize>,
-    /// Go on also where images were added, are gone or have another size, with the images that are there now.
+    /// Go on also where images were added, are gone or have another size or class, with the images that are there now.
     #[arg(long)]
     accept_changed_data: bool,
     #[command(flatten)]

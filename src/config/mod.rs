@@ -69,6 +69,15 @@ impl Method {
             Self::Supervised => "supervised",
         }
     }
+
+    /// The sections of a configuration that concern it alone.
+    pub fn sections(self) -> &'static [&'static str] {
+        match self {
+            Self::QbHeat => &["qb_heat", "objective"],
+            Self::MocoV2 => &["moco"],
+            Self::Supervised => &["supervised"],
+        }
+    }
 }
 
 /// What tables call QB-Heat with [`Target::Latent`].

@@ -112,6 +112,11 @@ impl Dataset {
         Index::of(self.images.source(), readable)
     }
 
+    /// Whether these are the images of an index, also where some have become unreadable.
+    pub fn is_of(&self, index: &Index) -> bool {
+        matches!(index.compare(self.images.source()), Ok(Ok(_)))
+    }
+
     /// `recorded` says which images were readable when the run was started; by default those that are now.
     fn build(
         config: &DataConfig,

@@ -97,36 +97,51 @@ pub fn read_index(run: &RunFolder) -> Result<Option<Index>> {
     })
 }
 
-/// Why weights may have been pre-trained on images that `dataset`, opened with `seed`, holds out; nothing where they were
-/// not. A split that is drawn is another one with another seed, and once images were added or are gone.
-pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<Option<String>> {
-    let own = weights.metadata.seed;
-    if weights.metadata.method == "none" || !matches!(dataset.split, Split::Stratified { .. }) {
-        return Ok(None);
-    }
-    if own != seed {
-        return Ok(Some(format!(
-            "{}: trained with seed {own}; if that was on these images, it saw most of those that are scored, which are held \
-             out with seed {seed}: --seed {own} holds out the same",
-            weights.name
-        )));
-    }
-    let Some(run) = &weights.run else {
+/// That weights were pre-trained on images that are scored.
+pub struct Seen {
+    /// What happened, and what helps.
+    pub why: String,
+    /// Whether that is known, not only possible.
+    pub certain: bool,
+}
+
+/// Whether weights were pre-trained on images that `dataset`, opened with `seed`, holds out. A split that is drawn is another
+/// one with another seed or share, and once images were added or are gone.
+pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<Option<Seen>> {
+    let (name, own) = (&weights.name, weights.metadata.seed);
+    let Split::Stratified { held_out } = dataset.split else {
         return Ok(None);
     };
+    if weights.metadata.method == "none" {
+        return Ok(None);
+    }
+    let run = weights.run.as_ref();
+    let trained = run.map(|run| resumed_config(run, None)).transpose()?;
     let place = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let is_own = place(&resumed_config(run, None)?.data.path) == place(dataset.path());
-    let found = dataset.index().fingerprint();
-    let changed = |index: Index| index.fingerprint() != found;
-    let seen = is_own && read_index(run)?.is_some_and(changed);
-    Ok(seen.then(|| {
-        format!(
-            "{}: {} has changed since it was trained on it, so other images are held out now, most of which it saw: give \
-             images of their own to score",
-            weights.name,
-            dataset.path().display()
-        )
-    }))
+    let same_place = |trained: &&Config| place(&trained.data.path) == place(dataset.path());
+    let Some(trained) = trained.as_ref().filter(same_place) else {
+        let why = format!(
+            "{name}: trained with seed {own}; if that was on these images, it saw most of those that are scored, which are \
+             held out with seed {seed}: --seed {own} holds out the same"
+        );
+        let seen = Seen {
+            why,
+            certain: false,
+        };
+        return Ok((own != seed).then_some(seen));
+    };
+    let index = run.map(read_index).transpose()?.flatten();
+    let remedy = if index.is_some_and(|index| !dataset.is_of(&index)) {
+        "the images have changed since: score with others, with --val"
+    } else if own != seed {
+        &format!("--seed {own} holds out the same as then")
+    } else if held_out > trained.data.held_out {
+        "fewer were held out then: leave out --into, or score with others, with --val"
+    } else {
+        return Ok(None);
+    };
+    let why = format!("{name}: trained on these images, also on some that are scored; {remedy}");
+    Ok(Some(Seen { why, certain: true }))
 }
 
 fn open_anew(run: &RunFolder, config: &Config, observer: &dyn Observer) -> Result<Dataset> {

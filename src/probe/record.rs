@@ -26,9 +26,9 @@ pub struct ProbeRecord {
     pub val: Option<String>,
     /// Seed of the probe.
     pub seed: u64,
-    /// Whether pre-training may have held out other images than those that are scored.
+    /// Whether pre-training saw some of the images that are scored.
     #[serde(default)]
-    pub may_have_seen_scored: bool,
+    pub has_seen_scored: bool,
     /// The score.
     #[serde(flatten)]
     pub result: ProbeResult,

@@ -1,142 +1,165 @@
 //! Runs that exist, as cells of one table.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::log::Log;
-use super::run::describe;
+use super::run::{describe, recipe};
 use super::{Cell, Given, Score};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::pretrain;
 use crate::probe::{ProbeRecord, ProbeResult};
-use crate::train::{INDEX_FILE, RunFolder};
+use crate::train::RunFolder;
 
-/// As a tran-1 probe says that its length was chosen, not given.
-const SEARCHED: &str = "searched";
-const PRE_TRAINED_ON: &str = "fingerprint of the images pre-trained on";
+/// A run and what it has to compare.
+struct Compared {
+    /// Its row.
+    name: String,
+    config: Config,
+    /// Fingerprint of its images.
+    data: String,
+    log: Log,
+    records: Vec<ProbeRecord>,
+}
 
 /// Cells of runs that exist, from their probe results; refused where they were scored on different images, sizes or by
-/// other probes. A run is called by its folder where an earlier one of the same method and encoder has the same seed, or
-/// was trained in another way.
+/// other probes. Runs of one method and encoder that were trained alike are one row; those that were trained otherwise, or
+/// with a seed that is there already, have a row that is called by their folder.
 pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
-    let mut cells: Vec<Cell> = Vec::new();
-    // A protocol that only one of them was scored by is no contradiction.
-    let mut common: BTreeMap<String, (&Path, String)> = BTreeMap::new();
-    let mut recipes: BTreeMap<(String, String), String> = BTreeMap::new();
+    let mut alike = Alike::default();
+    let mut runs: Vec<Compared> = Vec::new();
+    let mut rows: Vec<([String; 3], String)> = Vec::new();
     for path in paths {
         let run = RunFolder::open(path)?;
         let config = pretrain::resumed_config(&run, None)?;
+        let own = path.display().to_string();
         let records = ProbeRecord::all(&run)?;
         if records.is_empty() {
             return Err(Error::Refused(format!(
-                "{}: has no probe results; `qbheat probe {} --data …` makes them",
-                path.display(),
-                path.display()
+                "{own}: has no probe results; `qbheat probe {own} --data …` makes them"
             )));
         }
-        if let Some(record) = records.iter().find(|record| record.may_have_seen_scored) {
-            return Err(Error::Refused(format!(
-                "{}: its result of {} may be of images that the weights were trained on; probe them again, with their own \
-                 seed, on images as they were, or with --val",
-                path.display(),
-                record.result.protocol.name()
-            )));
+        let index = pretrain::read_index(&run)?;
+        let data = index.map_or_else(|| "unknown".into(), |index| index.fingerprint());
+        alike.check(&own, "image_size".into(), config.image_size.to_string())?;
+        alike.check(
+            &own,
+            "fingerprint of the images pre-trained on".into(),
+            data.chars().take(8).collect(),
+        )?;
+        for record in &records {
+            alike.check_record(&own, record)?;
         }
-        for (key, value) in circumstances(&run, &config, &records)? {
-            let entry = common.entry(key.clone());
-            let (other, expected) = entry.or_insert_with(|| (path, value.clone()));
-            if value != *expected {
-                return Err(Error::Refused(format!(
-                    "{} and {} cannot be compared: {key} is {value} here and {expected} there",
-                    path.display(),
-                    other.display()
-                )));
-            }
-        }
-        let log = Log::of(&run.read_events()?);
-        let given = Given {
-            data: common[PRE_TRAINED_ON].1.clone(),
-            ..Given::default()
+        let [method, encoder] = [config.method_name(), &config.encoder.name];
+        let row = [method, encoder, &recipe(&config)].map(str::to_owned);
+        let mut name = match rows.iter().find(|(other, _)| *other == row) {
+            Some((_, name)) => name.clone(),
+            None if rows.iter().any(|(other, _)| other[..2] == row[..2]) => own.clone(),
+            None => method.to_owned(),
         };
-        let taken = |method: &str, cells: &[Cell]| {
-            let same = |cell: &Cell| {
-                cell.method == method
-                    && cell.encoder == config.encoder.name
-                    && cell.seed == config.seed
-            };
-            cells.iter().any(same)
+        let taken = |other: &Compared| {
+            other.name == name
+                && other.config.encoder.name == *encoder
+                && other.config.seed == config.seed
         };
-        let mut own = config.method_name().to_owned();
-        let mut seedless = config.clone();
-        seedless.seed = 0;
-        let recipe = describe(&seedless, false);
-        let of_others = recipes
-            .entry((own.clone(), config.encoder.name.clone()))
-            .or_insert_with(|| recipe.clone());
-        if *of_others != recipe || taken(&own, &cells) {
-            own = path.display().to_string();
+        if runs.iter().any(taken) {
+            name = own;
+        } else {
+            rows.push((row, name.clone()));
         }
-        for record in records {
-            let is_own = record.weights == config.method_name();
-            let method = if is_own { own.clone() } else { record.weights };
-            let score = Score::from(&record.result);
-            let same = |cell: &&mut Cell| {
-                cell.method == method
-                    && cell.encoder == config.encoder.name
-                    && cell.seed == config.seed
-            };
-            match cells.iter_mut().find(same) {
-                // The untrained network, say, scored into several runs.
-                Some(cell) if cell.score(score.protocol, score.labels).is_some() => {}
-                Some(cell) => cell.scores.push(score),
-                None => cells.push(Cell {
-                    method,
-                    encoder: config.encoder.name.clone(),
-                    seed: config.seed,
-                    epochs: if is_own { config.optim.epochs } else { 0 },
-                    minutes: if is_own { log.minutes } else { 0.0 },
-                    loss: log.loss.filter(|_| is_own),
-                    curve: if is_own {
-                        log.curve.clone()
-                    } else {
-                        Vec::new()
-                    },
-                    ranks: if is_own {
-                        log.ranks.clone()
-                    } else {
-                        Vec::new()
-                    },
-                    scores: vec![score],
-                    config: describe(&config, !is_own),
-                    given: given.clone(),
-                }),
+        runs.push(Compared {
+            name,
+            config,
+            data,
+            log: Log::of(&run.read_events()?),
+            records,
+        });
+    }
+    let mut cells = Vec::new();
+    // What was scored into another run does not take the place of a run's own.
+    for own in [true, false] {
+        for run in &runs {
+            let records = run.records.iter();
+            for record in records.filter(|record| run.variant(record).is_some() == own) {
+                run.add(record, &mut cells);
             }
         }
     }
     Ok(cells)
 }
 
-/// What must be alike of runs that are compared.
-fn circumstances(
-    run: &RunFolder,
-    config: &Config,
-    records: &[ProbeRecord],
-) -> Result<Vec<(String, String)>> {
-    let index = run.file(INDEX_FILE);
-    let index = std::fs::read(&index).map_err(Error::io(&index))?;
-    let mut found = vec![
-        ("image_size".to_owned(), config.image_size.to_string()),
-        (
-            PRE_TRAINED_ON.to_owned(),
-            blake3::hash(&index).to_hex()[..8].to_owned(),
-        ),
-    ];
-    let absolute = |text: &str| match std::path::absolute(text) {
-        Ok(path) if !text.starts_with("builtin:") => path.display().to_string(),
-        _ => text.to_owned(),
-    };
-    for record in records {
+impl Compared {
+    /// What the name of a result of the run's own weights adds to that of the method; nothing where the weights are others.
+    fn variant<'a>(&self, record: &'a ProbeRecord) -> Option<&'a str> {
+        let rest = record.weights.strip_prefix(self.config.method_name())?;
+        (rest.is_empty() || rest.starts_with(", ")).then_some(rest)
+    }
+
+    fn add(&self, record: &ProbeRecord, cells: &mut Vec<Cell>) {
+        let variant = self.variant(record);
+        let is_own = variant.is_some();
+        let method = variant.map_or_else(
+            || record.weights.clone(),
+            |rest| format!("{}{rest}", self.name),
+        );
+        let score = Score::from(&record.result);
+        let same = |cell: &&mut Cell| {
+            cell.method == method
+                && cell.encoder == self.config.encoder.name
+                && cell.seed == self.config.seed
+        };
+        if let Some(cell) = cells.iter_mut().find(same) {
+            // The untrained network, say, may have been scored into several runs.
+            if cell.score(score.protocol, score.labels).is_none() {
+                cell.scores.push(score);
+            }
+            return;
+        }
+        // Variants have the course of their run.
+        let course = |points: &[(f64, f64)]| match variant {
+            Some("") => points.to_vec(),
+            _ => Vec::new(),
+        };
+        cells.push(Cell {
+            method,
+            encoder: self.config.encoder.name.clone(),
+            seed: self.config.seed,
+            epochs: if is_own { self.config.optim.epochs } else { 0 },
+            minutes: if is_own { self.log.minutes } else { 0.0 },
+            loss: self.log.loss.filter(|_| is_own),
+            curve: course(&self.log.curve),
+            ranks: course(&self.log.ranks),
+            scores: vec![score],
+            config: describe(&self.config, !is_own),
+            given: Given {
+                data: self.data.clone(),
+                ..Given::default()
+            },
+        });
+    }
+}
+
+/// What must be alike of all that is compared, and whose it was first. What only one of them has, such as a protocol, is no
+/// contradiction.
+#[derive(Default)]
+struct Alike(BTreeMap<String, (String, String)>);
+
+impl Alike {
+    fn check(&mut self, whose: &str, key: String, value: String) -> Result<()> {
+        let entry = self.0.entry(key.clone());
+        let (other, expected) = entry.or_insert_with(|| (whose.to_owned(), value.clone()));
+        if value == *expected {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "{whose} and {other} cannot be compared: {key} is {value} here and {expected} there; probe them alike, or remove \
+             what is not to be compared from the run's folder `probes`"
+        )))
+    }
+
+    fn check_record(&mut self, run: &str, record: &ProbeRecord) -> Result<()> {
+        let whose = format!("{run} ({})", record.weights);
         let ProbeResult {
             protocol,
             labels,
@@ -145,27 +168,38 @@ fn circumstances(
             details,
             ..
         } = &record.result;
-        let val = record.val.as_deref().map_or("its own".into(), absolute);
-        let mut add = |what: &str, value: String| {
-            let key = format!("{what} ({}, {labels} of the labels)", protocol.name());
-            found.push((key, value));
-        };
-        add("data of probes", absolute(&record.data));
-        add("val of probes", val);
-        add(
-            "number of images",
-            format!("{train_images} and {held_out_images}"),
-        );
-        if let Some(size) = details.get("image_size") {
-            add("image size of probes", size.to_string());
+        let protocol = protocol.name();
+        if record.has_seen_scored {
+            return Err(Error::Refused(format!(
+                "{whose}: pre-training saw some of the images that its result of {protocol} is of; probe it again, with its \
+                 own seed and images or with --val, or remove that from the run's folder `probes`"
+            )));
         }
-        if let Some(epochs) = details.get("epochs") {
-            let searched = details.contains_key(SEARCHED).then(|| SEARCHED.to_owned());
-            add(
-                "epochs of probes",
-                searched.unwrap_or_else(|| epochs.to_string()),
-            );
+        // Without a slash at its end.
+        let absolute = |text: &str| match std::path::absolute(text) {
+            Ok(path) if !text.starts_with("builtin:") => {
+                path.components().collect::<PathBuf>().display().to_string()
+            }
+            _ => text.to_owned(),
+        };
+        let val = record.val.as_deref().map_or("its own".into(), absolute);
+        let mut check = |what: &str, value: String| {
+            let key = format!("{what} ({protocol}, {labels} of the labels)");
+            self.check(&whose, key, value)
+        };
+        check("data of probes", absolute(&record.data))?;
+        check("val of probes", val)?;
+        let images = format!("{train_images} and {held_out_images}");
+        check("number of images", images)?;
+        if let Some(size) = details.get("image_size") {
+            check("image size of probes", size.to_string())?;
+        }
+        match details.get("epochs") {
+            Some(_) if details.contains_key("searched") => {
+                check("epochs of probes", "searched".into())
+            }
+            Some(epochs) => check("epochs of probes", epochs.to_string()),
+            None => Ok(()),
         }
     }
-    Ok(found)
 }

@@ -56,9 +56,13 @@ pub(super) fn check_equal<T: PartialEq + Serialize>(
         Value::Null => "none".into(),
         value => value.to_string(),
     });
-    Err(Error::Refused(format!(
-        "cell {cell}: it was made with {key} {found}, the study now has {expected}; {REMEDY}"
-    )))
+    let what = format!("it was made with {key} {found}, the study now has {expected}");
+    Err(refused(cell, &what))
+}
+
+/// The error that a cell does not fit the study.
+pub(super) fn refused(cell: &str, what: &str) -> Error {
+    Error::Refused(format!("cell {cell}: {what}; {REMEDY}"))
 }
 
 /// Refuses a cell that was run with another configuration than the study now asks for.
@@ -72,10 +76,9 @@ pub(super) fn check_same(cell: &str, found: &str, expected: &str, defaults: &str
     let Some((key, expected)) = different.next() else {
         return Ok(());
     };
-    Err(Error::Refused(format!(
-        "cell {cell}: it was run with {key} = {}, the study now says {expected}; {REMEDY}",
-        value(key).map_or("nothing", String::as_str)
-    )))
+    let found = value(key).map_or("nothing", String::as_str);
+    let what = format!("it was run with {key} = {found}, the study now says {expected}");
+    Err(refused(cell, &what))
 }
 
 /// Dotted keys and values of a TOML text.

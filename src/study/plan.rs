@@ -135,9 +135,15 @@ impl StudyFile {
         }
         let of_study =
             |key: &str| OF_STUDY.contains(&key) || key == "optim.epochs" && self.minutes.is_some();
-        let of_others = |key: &str| of_study(key) || OF_ENCODERS.contains(&key);
         settings.extend(own_settings(&self.set, encoder, &OWN_KEYS, of_study)?);
-        settings.extend(own_settings(&self.set, method, &OWN_KEYS, of_others)?);
+        let of_method = own_settings(&self.set, method, &OWN_KEYS, of_study)?;
+        let of_encoder = |(key, _): &&(String, String)| OF_ENCODERS.contains(&key.as_str());
+        if let Some((key, _)) = of_method.iter().find(of_encoder) {
+            return Err(Error::Refused(format!(
+                "[set.{method}] {key}: methods that differ in it cannot be compared; give it to all, in [set.{encoder}]"
+            )));
+        }
+        settings.extend(of_method);
         settings.extend_from_slice(common);
         let labels = match chosen(&self.set, method, "labels", &self.labels)? {
             Some(labels) => Some(labels),
@@ -223,7 +229,7 @@ pub(super) fn own_settings(
     }
     if let Some((key, _)) = settings.iter().find(|(key, _)| of_study(key)) {
         return Err(Error::Refused(format!(
-            "[set.{name}] {key}: that is the study's own to say, for all that are compared"
+            "[set.{name}] {key}: that is the study's own to say, for all cells"
         )));
     }
     Ok(settings)

@@ -7,12 +7,12 @@ use std::rc::Rc;
 use serde_json::Value;
 use toml::Table;
 
-use super::fit::{OF_THE_MACHINE, check_equal, check_same, without};
+use super::fit::{OF_THE_MACHINE, check_equal, check_same, refused, without};
 use super::folder::{StudyFolder, StudyOutcome};
 use super::log::Log;
 use super::{Cell, Given, Plan, PlannedCell, Score, StudyFile, check_path, unaugmented};
 use crate::bench::{BenchConfig, Work, bench};
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::pretrain::{self, suited};
@@ -23,15 +23,8 @@ use crate::weights::Weights;
 /// Steps from which the pace is measured.
 const PACE_STEPS: usize = 30;
 
-/// Keys that an untrained network does not depend on.
-const OF_TRAINING: [&str; 6] = [
-    "method",
-    "qb_heat",
-    "objective",
-    "moco",
-    "supervised",
-    "optim",
-];
+/// Known only once the images are.
+const FOUND: [&str; 1] = ["supervised.classes"];
 
 /// A study in its folder.
 pub struct Study<'a> {
@@ -121,14 +114,13 @@ impl<'a> Study<'a> {
             let expected = self.with_epochs(planned, begun.optim.epochs)?;
             let [begun, expected] = [&begun, &expected].map(|config| describe(config, false));
             check_same(&name, &begun, &expected, &defaults)?;
-            let expected = self.given(&planned.config)?;
             if let Some(found) = self.folder.begun_with::<Given>(&name)? {
-                check_equal(&name, "minutes", &found.minutes, &expected.minutes)?;
+                check_equal(&name, "minutes", &found.minutes, &self.file.minutes)?;
             }
+            let dataset = self.dataset(&planned.config, &self.file.data)?;
             // Killed before it had an index, a run has not used its images yet.
-            if let Some(index) = pretrain::read_index(&run)? {
-                let found = index.fingerprint();
-                check_equal(&name, "data of fingerprint", &found, &expected.data)?;
+            if pretrain::read_index(&run)?.is_some_and(|index| !dataset.is_of(&index)) {
+                return Err(refused(&name, "its run was begun on other images"));
             }
         }
         Ok(())
@@ -349,7 +341,7 @@ impl<'a> Study<'a> {
             data: self.file.data.display().to_string(),
             val: (!val.as_os_str().is_empty()).then(|| val.display().to_string()),
             seed: config.seed,
-            may_have_seen_scored: false,
+            has_seen_scored: false,
             result,
         }
     }
@@ -358,12 +350,30 @@ impl<'a> Study<'a> {
 /// A configuration without what concerns the machine and the watch over a run, and, for untrained networks, without what
 /// concerns training.
 pub(super) fn describe(config: &Config, untrained: bool) -> String {
-    let table = Table::try_from(config).expect("a configuration is valid TOML");
-    let of_training = OF_TRAINING.iter().filter(|_| untrained);
-    // Known only once the images are.
-    let found = ["supervised.classes"];
+    let of_methods = Method::ALL.iter().flat_map(|method| method.sections());
+    let of_training = ["method", "optim"];
+    let of_training = of_training.iter().chain(of_methods).filter(|_| untrained);
     without(
-        table,
-        OF_THE_MACHINE.iter().chain(&found).chain(of_training),
+        table_of(config),
+        OF_THE_MACHINE.iter().chain(&FOUND).chain(of_training),
     )
+}
+
+/// What pre-training depends on, beside its seed.
+pub(super) fn recipe(config: &Config) -> String {
+    let others = Method::ALL.iter().filter(|other| **other != config.method);
+    let of_others = others.flat_map(|other| other.sections());
+    let of_run = ["seed", "run"];
+    without(
+        table_of(config),
+        OF_THE_MACHINE
+            .iter()
+            .chain(&FOUND)
+            .chain(&of_run)
+            .chain(of_others),
+    )
+}
+
+fn table_of(config: &Config) -> Table {
+    Table::try_from(config).expect("a configuration is valid TOML")
 }

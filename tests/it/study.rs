@@ -259,6 +259,22 @@ fn runs_are_compared_where_they_can_be() {
     assert_eq!(methods(&[&ours, &seed]), ["qb-heat", "qb-heat"]);
     let longer = run("longer", &["--seed", "2", "--set", "optim.epochs=2"]);
     assert_eq!(methods(&[&ours, &longer]), ["qb-heat", &longer]);
+    // So that two recipes of two seeds each are two rows.
+    let more = run(
+        "more",
+        &[
+            "--seed",
+            "3",
+            "--set",
+            "optim.epochs=2",
+            "--set",
+            "moco.queue=512",
+        ],
+    );
+    assert_eq!(
+        methods(&[&ours, &longer, &seed, &more]),
+        ["qb-heat", &longer, "qb-heat", &longer]
+    );
 
     let refused = |arguments: &[&str], words: &str| {
         let out = home.path().join("page").display().to_string();
@@ -281,17 +297,33 @@ fn runs_are_compared_where_they_can_be() {
         &["compare", &ours, &seed],
         "image size of probes (knn, 1 of the labels) is 32 here and 16 there",
     );
-    // What is scored into another run does not take the place of its own result.
+    // What is scored into another run takes the place of neither's own result.
     let output = probe(&supervised, &["--into", &ours]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(methods(&[&ours]), [&supervised, "qb-heat"]);
+    assert_eq!(methods(&[&ours]), ["qb-heat", &supervised]);
     // Held out with another seed, most of what is scored was trained on.
     let output = probe(&supervised, &["--seed", "5"]);
-    assert!(stderr(&output).contains("--seed 0 holds out the same"));
+    assert!(stderr(&output).contains("--seed 0 holds out the same as then"));
     refused(
         &["compare", &supervised],
-        "may be of images that the weights were trained on",
+        "supervised (supervised): pre-training saw some of the images that its result of knn is of",
     );
+    // Of other images nothing is known.
+    let other = home.path().join("other");
+    write_images(&other, &["a", "b"], 12, 16);
+    let other = other.display().to_string();
+    let output = qbheat(&[
+        "probe",
+        &supervised,
+        "--data",
+        &other,
+        "--seed",
+        "5",
+        "--protocol",
+        "knn",
+    ]);
+    assert!(stderr(&output).contains("if that was on these images"));
+    assert_eq!(methods(&[&supervised]), ["supervised"]);
     let output = probe("untrained:resnet-18", &["--into", &ours]);
     assert!(
         stderr(&output).contains("a run of mobilenet-tiny, the weights are those of a resnet-18")
@@ -324,7 +356,7 @@ fn a_study_notices_other_images_and_other_minutes() {
     refused("qb-heat.mobilenet-tiny.seed0: it was made with minutes 0.001");
     std::fs::write(&study, original).unwrap();
     write_images(&home.path().join("set/train"), &["c"], 10, 16);
-    refused("qb-heat.mobilenet-tiny.seed0: it was made with data of fingerprint");
+    refused("qb-heat.mobilenet-tiny.seed0: its run was begun on other images");
 }
 
 #[test]
