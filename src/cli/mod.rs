@@ -80,7 +80,7 @@ struct Common {
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     json: bool,
-    /// Decides all that is random [default: that of the run or the weights, where there are any, else 0].
+    /// Decides all that is random [default: that of the run, for probe also of the weights, else 0].
     #[arg(long)]
     seed: Option<u64>,
     /// Threads of the training step [default: all cores].
@@ -283,7 +283,9 @@ fn describe_data(dataset: &Dataset) -> String {
         Split::Own { held_out: folder } => {
             format!("\ntraining on {train}; the {held_out} of its folder `{folder}` are held out")
         }
-        Split::Stratified { held_out: share } => format!(
+        Split::Stratified {
+            held_out: share, ..
+        } => format!(
             "\ntraining on {train}; {held_out} are held out for evaluation ({:.0} % of each class, drawn with the seed)",
             100.0 * share
         ),

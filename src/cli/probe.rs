@@ -10,8 +10,8 @@ use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{resumed_config, seen_held_out};
 use qbheat::probe::{
-    EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, probe, probe_data,
-    reestimate_batch_norm, whole_tasks,
+    EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, named, place, probe,
+    probe_data, reestimate_batch_norm, whole_tasks,
 };
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
@@ -184,7 +184,7 @@ impl Probe {
         };
         let mut name = match (&into, &weights.run) {
             // The name of its method is that of the run's own weights.
-            (Some(into), Some(own)) if !is_same(into, own) => weights.name.clone(),
+            (Some(into), Some(own)) if !is_same(into, own) => named(&weights.name),
             _ => label(&weights),
         };
         match self.layers_before_end {
@@ -201,8 +201,8 @@ impl Probe {
         probe(&encoder, &data, &tasks, &config, progress, |result| {
             let record = ProbeRecord {
                 weights: name.clone(),
-                data: self.data.display().to_string(),
-                val: self.val.as_ref().map(|path| path.display().to_string()),
+                data: place(&self.data),
+                val: self.val.as_deref().map(place),
                 seed,
                 has_seen_scored: seen.as_ref().is_some_and(|seen| seen.certain),
                 result,

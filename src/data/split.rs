@@ -21,6 +21,8 @@ pub enum Split {
     Stratified {
         /// The share.
         held_out: f64,
+        /// Whether it is drawn from a folder of training images, and the one beside it, held out by default, is left alone.
+        of_train_folder: bool,
     },
     /// Nothing is held out: there are no classes to score.
     None,
@@ -115,6 +117,7 @@ impl Groups {
         share: f64,
         seed: u64,
     ) -> (Vec<Role>, Split) {
+        let of_train_folder = self.own.is_some();
         let mut roles = match self.own.take() {
             Some(OwnSplit { held_out, roles }) if choice == SplitChoice::Own => {
                 return (roles, Split::Own { held_out });
@@ -139,7 +142,11 @@ impl Groups {
         for image in stratified(&labels, share, seed) {
             roles[image] = Role::HeldOut;
         }
-        (roles, Split::Stratified { held_out: share })
+        let split = Split::Stratified {
+            held_out: share,
+            of_train_folder,
+        };
+        (roles, split)
     }
 }
 

@@ -6,7 +6,7 @@ mod run;
 use std::path::Path;
 
 use crate::config::{Config, refuse_detector};
-use crate::data::{Dataset, Index, Split};
+use crate::data::{Dataset, Index, Split, SplitChoice};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::train::{
@@ -99,7 +99,7 @@ pub fn read_index(run: &RunFolder) -> Result<Option<Index>> {
 
 /// That weights were pre-trained on images that are scored.
 pub struct Seen {
-    /// What happened, and what helps.
+    /// How that came about.
     pub why: String,
     /// Whether that is known, not only possible.
     pub certain: bool,
@@ -109,7 +109,11 @@ pub struct Seen {
 /// one with another seed or share, and once images were added or are gone.
 pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<Option<Seen>> {
     let (name, own) = (&weights.name, weights.metadata.seed);
-    let Split::Stratified { held_out } = dataset.split else {
+    let Split::Stratified {
+        held_out,
+        of_train_folder,
+    } = dataset.split
+    else {
         return Ok(None);
     };
     if weights.metadata.method == "none" {
@@ -131,16 +135,18 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
         return Ok((own != seed).then_some(seen));
     };
     let index = run.map(read_index).transpose()?.flatten();
-    let remedy = if index.is_some_and(|index| !dataset.is_of(&index)) {
-        "the images have changed since: score with others, with --val"
+    let what = if index.is_some_and(|index| !dataset.is_of(&index)) {
+        "they have changed since, so others are held out now"
+    } else if of_train_folder && trained.data.split == SplitChoice::Own {
+        "then none of its training folder were held out"
     } else if own != seed {
         &format!("--seed {own} holds out the same as then")
     } else if held_out > trained.data.held_out {
-        "fewer were held out then: leave out --into, or score with others, with --val"
+        "fewer were held out then"
     } else {
         return Ok(None);
     };
-    let why = format!("{name}: trained on these images, also on some that are scored; {remedy}");
+    let why = format!("{name}: trained on these images, also on some that are scored; {what}");
     Ok(Some(Seen { why, certain: true }))
 }
 

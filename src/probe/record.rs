@@ -1,11 +1,13 @@
 //! Probe results as kept in a run's folder `probes`.
 
 use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Part, ProbeData, ProbeResult};
-use crate::data::{Dataset, Split};
+use crate::config::{LATENT, Method};
+use crate::data::{BUILTIN, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::train::{RunFolder, write_durably};
 
@@ -20,9 +22,9 @@ pub const SHIPPED_ROW: &str = "shipped";
 pub struct ProbeRecord {
     /// Whose features: the method's name for the run's own, else `untrained`, `shipped` or what the user called them.
     pub weights: String,
-    /// The training images' data set.
+    /// Where the training images are.
     pub data: String,
-    /// The scored images' data set, where it is another.
+    /// Where those that were scored are, where that is elsewhere.
     pub val: Option<String>,
     /// Seed of the probe.
     pub seed: u64,
@@ -32,6 +34,34 @@ pub struct ProbeRecord {
     /// The score.
     #[serde(flatten)]
     pub result: ProbeResult,
+}
+
+/// Where images or a run are, whatever folder a command is run in.
+pub fn place(path: &Path) -> String {
+    if path == Path::new(BUILTIN) {
+        return path.display().to_string();
+    }
+    // Several tars by one pattern are no path that there is.
+    let place = path.canonicalize().or_else(|_| std::path::absolute(path));
+    place
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
+}
+
+/// What a run's folder is called beside the names that results have otherwise.
+pub fn named(folder: &str) -> String {
+    if is_row(folder) {
+        format!("{folder}/")
+    } else {
+        folder.to_owned()
+    }
+}
+
+/// Whether results have this name that are of no folder or file.
+pub(crate) fn is_row(name: &str) -> bool {
+    let methods = Method::ALL.map(Method::name);
+    methods.contains(&name) || [LATENT, UNTRAINED, SHIPPED_ROW].contains(&name)
 }
 
 /// A name as part of a file's name.

@@ -1,7 +1,7 @@
 //! Runs that exist, as cells of one table.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::log::Log;
 use super::run::{describe, recipe};
@@ -9,15 +9,20 @@ use super::{Cell, Given, Score};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::pretrain;
-use crate::probe::{ProbeRecord, ProbeResult};
+use crate::probe::{ProbeRecord, ProbeResult, is_row, named, place};
 use crate::train::RunFolder;
+
+const REMEDY: &str =
+    "; probe them alike, or remove what is not to be compared from the run's folder `probes`";
 
 /// A run and what it has to compare.
 struct Compared {
+    /// Where it is.
+    place: String,
     /// Its row.
     name: String,
     config: Config,
-    /// Fingerprint of its images.
+    /// Fingerprint of its images; empty where it is not known.
     data: String,
     log: Log,
     records: Vec<ProbeRecord>,
@@ -33,21 +38,21 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
     for path in paths {
         let run = RunFolder::open(path)?;
         let config = pretrain::resumed_config(&run, None)?;
-        let own = path.display().to_string();
+        let own = named(&path.display().to_string());
         let records = ProbeRecord::all(&run)?;
         if records.is_empty() {
             return Err(Error::Refused(format!(
                 "{own}: has no probe results; `qbheat probe {own} --data …` makes them"
             )));
         }
+        let size = config.image_size.to_string();
+        alike.check(&own, "image_size", size, "")?;
         let index = pretrain::read_index(&run)?;
-        let data = index.map_or_else(|| "unknown".into(), |index| index.fingerprint());
-        alike.check(&own, "image_size".into(), config.image_size.to_string())?;
-        alike.check(
-            &own,
-            "fingerprint of the images pre-trained on".into(),
-            data.chars().take(8).collect(),
-        )?;
+        let data = index.map(|index| index.fingerprint());
+        if let Some(data) = &data {
+            let key = "fingerprint of the images pre-trained on";
+            alike.check(&own, key, data[..8].to_owned(), "")?;
+        }
         for record in &records {
             alike.check_record(&own, record)?;
         }
@@ -69,20 +74,25 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
             rows.push((row, name.clone()));
         }
         runs.push(Compared {
+            place: place(path),
             name,
             config,
-            data,
+            data: data.unwrap_or_default(),
             log: Log::of(&run.read_events()?),
             records,
         });
     }
     let mut cells = Vec::new();
-    // What was scored into another run does not take the place of a run's own.
+    // What was scored into another run neither takes the place of a run's own nor counts beside it.
     for own in [true, false] {
         for run in &runs {
             let records = run.records.iter();
             for record in records.filter(|record| run.variant(record).is_some() == own) {
-                run.add(record, &mut cells);
+                let weights = place(Path::new(&record.weights));
+                let is_of = |other: &Compared| other.place == weights;
+                if own || is_row(&record.weights) || !runs.iter().any(is_of) {
+                    run.add(record, &mut cells);
+                }
             }
         }
     }
@@ -146,15 +156,14 @@ impl Compared {
 struct Alike(BTreeMap<String, (String, String)>);
 
 impl Alike {
-    fn check(&mut self, whose: &str, key: String, value: String) -> Result<()> {
-        let entry = self.0.entry(key.clone());
+    fn check(&mut self, whose: &str, key: &str, value: String, remedy: &str) -> Result<()> {
+        let entry = self.0.entry(key.to_owned());
         let (other, expected) = entry.or_insert_with(|| (whose.to_owned(), value.clone()));
         if value == *expected {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "{whose} and {other} cannot be compared: {key} is {value} here and {expected} there; probe them alike, or remove \
-             what is not to be compared from the run's folder `probes`"
+            "{whose} and {other} cannot be compared: {key} is {value} here and {expected} there{remedy}"
         )))
     }
 
@@ -175,19 +184,12 @@ impl Alike {
                  own seed and images or with --val, or remove that from the run's folder `probes`"
             )));
         }
-        // Without a slash at its end.
-        let absolute = |text: &str| match std::path::absolute(text) {
-            Ok(path) if !text.starts_with("builtin:") => {
-                path.components().collect::<PathBuf>().display().to_string()
-            }
-            _ => text.to_owned(),
-        };
-        let val = record.val.as_deref().map_or("its own".into(), absolute);
+        let val = record.val.clone().unwrap_or_else(|| "its own".into());
         let mut check = |what: &str, value: String| {
             let key = format!("{what} ({protocol}, {labels} of the labels)");
-            self.check(&whose, key, value)
+            self.check(&whose, &key, value, REMEDY)
         };
-        check("data of probes", absolute(&record.data))?;
+        check("data of probes", record.data.clone())?;
         check("val of probes", val)?;
         let images = format!("{train_images} and {held_out_images}");
         check("number of images", images)?;

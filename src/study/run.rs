@@ -16,7 +16,9 @@ use crate::config::{Config, Method};
 use crate::data::{DataConfig, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::pretrain::{self, suited};
-use crate::probe::{ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data};
+use crate::probe::{
+    ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, place, probe, probe_data,
+};
 use crate::train::{ENCODER_FILE, Surroundings};
 use crate::weights::Weights;
 
@@ -117,9 +119,13 @@ impl<'a> Study<'a> {
             if let Some(found) = self.folder.begun_with::<Given>(&name)? {
                 check_equal(&name, "minutes", &found.minutes, &self.file.minutes)?;
             }
-            let dataset = self.dataset(&planned.config, &self.file.data)?;
             // Killed before it had an index, a run has not used its images yet.
-            if pretrain::read_index(&run)?.is_some_and(|index| !dataset.is_of(&index)) {
+            if let Some(index) = pretrain::read_index(&run)?
+                && index.fingerprint() != self.given(&planned.config)?.data
+                && !self
+                    .dataset(&planned.config, &self.file.data)?
+                    .is_of(&index)
+            {
                 return Err(refused(&name, "its run was begun on other images"));
             }
         }
@@ -335,11 +341,11 @@ impl<'a> Study<'a> {
     }
 
     fn record(&self, config: &Config, result: ProbeResult) -> ProbeRecord {
-        let val = &self.file.val;
+        let StudyFile { data, val, .. } = self.file;
         ProbeRecord {
             weights: config.method_name().to_owned(),
-            data: self.file.data.display().to_string(),
-            val: (!val.as_os_str().is_empty()).then(|| val.display().to_string()),
+            data: place(data),
+            val: (!val.as_os_str().is_empty()).then(|| place(val)),
             seed: config.seed,
             has_seen_scored: false,
             result,

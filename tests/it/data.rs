@@ -88,7 +88,11 @@ fn a_folder_and_a_tar_of_it_are_the_same_data_set() {
     let (from_folder, from_tar) = (open(folder.to_str().unwrap()), open(tar.to_str().unwrap()));
     assert_eq!(from_folder.classes, ["a", "b"]);
     assert_eq!(from_folder.classes, from_tar.classes);
-    assert_eq!(from_folder.split, Split::Stratified { held_out: 0.1 });
+    let drawn = Split::Stratified {
+        held_out: 0.1,
+        of_train_folder: false,
+    };
+    assert_eq!(from_folder.split, drawn);
     assert_eq!(
         (from_folder.train.clone(), from_folder.held_out.len()),
         (from_tar.train.clone(), 2)

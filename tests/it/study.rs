@@ -301,6 +301,7 @@ fn runs_are_compared_where_they_can_be() {
     let output = probe(&supervised, &["--into", &ours]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(methods(&[&ours]), ["qb-heat", &supervised]);
+    assert_eq!(methods(&[&ours, &supervised]), ["qb-heat", "supervised"]);
     // Held out with another seed, most of what is scored was trained on.
     let output = probe(&supervised, &["--seed", "5"]);
     assert!(stderr(&output).contains("--seed 0 holds out the same as then"));
@@ -324,6 +325,33 @@ fn runs_are_compared_where_they_can_be() {
     ]);
     assert!(stderr(&output).contains("if that was on these images"));
     assert_eq!(methods(&[&supervised]), ["supervised"]);
+    // A run whose folder is called like a method is not taken for that method's row.
+    let at_home = |arguments: &[&str]| {
+        let output = command(arguments)
+            .current_dir(home.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    };
+    run("qb-heat", &["--set", "optim.epochs=3"]);
+    let found = json(&at_home(&[
+        "compare", "ours", "qb-heat", "--out", "page", "--json",
+    ]));
+    assert_eq!(found["cells"][0]["method"], "qb-heat");
+    assert_eq!(found["cells"][1]["method"], "qb-heat/");
+    at_home(&[
+        "probe",
+        "qb-heat",
+        "--data",
+        "set",
+        "--protocol",
+        "knn",
+        "--into",
+        "ours",
+    ]);
+    assert!(home.path().join("ours/probes/qb-heat_.knn.json").is_file());
+    at_home(&["compare", "ours", "qb-heat", "--out", "page"]);
     let output = probe("untrained:resnet-18", &["--into", &ours]);
     assert!(
         stderr(&output).contains("a run of mobilenet-tiny, the weights are those of a resnet-18")
