@@ -352,12 +352,16 @@ fn measure_one(
     let grid = [size.height, size.width].map(|side| side.div_ceil(metadata.stride));
     let channels = weights.encoder.channels();
     let laws = Law::all(grid, difference);
+    let seen = seen_held_out(weights, parts.dataset, seed)?;
+    if let Some(seen) = &seen {
+        observer.note(&seen.why);
+    }
     let mut measured = Measured {
         weights: weights.name.clone(),
         encoder: metadata.encoder.clone(),
         method: metadata.method.clone(),
         epochs: metadata.epochs,
-        may_have_seen_scored: seen_held_out(weights, parts.dataset, seed)?.is_some(),
+        may_have_seen_scored: seen.is_some(),
         stride: metadata.stride,
         channels,
         grid,

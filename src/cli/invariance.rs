@@ -9,7 +9,7 @@ use qbheat::error::{Error, Result};
 use qbheat::heat::Difference;
 use qbheat::invariance::{self, Measured, Parts, measure, open_weights};
 use qbheat::observe::Observer;
-use qbheat::pretrain::{resumed_config, seen_held_out};
+use qbheat::pretrain::resumed_config;
 use qbheat::report::write_invariance;
 use qbheat::train::RunFolder;
 use serde_json::to_value;
@@ -105,11 +105,6 @@ impl Invariance {
             );
         }
         let found = measure(&weights, &parts, self.difference.into(), seed, progress)?;
-        for weights in &weights {
-            if let Some(seen) = seen_held_out(weights, &dataset, seed)? {
-                progress.note(&seen.why);
-            }
-        }
         write_invariance(&out, &found, &weights, &parts)?;
         let text = format!("{}\npage: {}", describe(&found), out.display());
         let mut json = to_value(&found).expect("results are valid JSON");

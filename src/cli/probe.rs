@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use qbheat::compute_on;
-use qbheat::data::{DataConfig, Dataset, ImageSize};
+use qbheat::data::{DataConfig, Dataset, ImageSize, place};
 use qbheat::error::{Error, Result, nearest};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{resumed_config, seen_held_out};
 use qbheat::probe::{
-    EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, named, place, probe,
-    probe_data, reestimate_batch_norm, whole_tasks,
+    EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, named, probe, probe_data,
+    reestimate_batch_norm, whole_tasks,
 };
 use qbheat::train::RunFolder;
 use qbheat::weights::{ImageForm, SHIPPED, Weights};
@@ -140,9 +140,10 @@ impl Probe {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         use_threads(self.common.threads.unwrap_or(threads))?;
         // As the run's own images were prepared.
-        let prepared = match into.as_ref().or(weights.run.as_ref()) {
-            Some(run) => resumed_config(run, None)?.base.data,
-            None => DataConfig::default(),
+        let prepared = match (into_config, &weights.run) {
+            (Some(config), _) => config.base.data,
+            (None, Some(run)) => resumed_config(run, None)?.base.data,
+            (None, None) => DataConfig::default(),
         };
         let open = |path: &PathBuf| {
             let data = DataConfig {
@@ -178,13 +179,11 @@ impl Probe {
         } else {
             weights.encoder.clone()
         };
-        let is_same = |into: &RunFolder, own: &RunFolder| {
-            let [into, own] = [into, own].map(|run| run.path().canonicalize().ok());
-            into == own
-        };
         let mut name = match (&into, &weights.run) {
             // The name of its method is that of the run's own weights.
-            (Some(into), Some(own)) if !is_same(into, own) => named(&weights.name),
+            (Some(into), Some(own)) if place(into.path()) != place(own.path()) => {
+                named(&weights.name)
+            }
             _ => label(&weights),
         };
         match self.layers_before_end {

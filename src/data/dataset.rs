@@ -75,8 +75,8 @@ impl Dataset {
     }
 
     /// As [`Self::open`], for a run that goes on: images keep the numbers and parts they have in `index`, also where
-    /// they have become unreadable. Refused where images were added, are gone, or have another size or
-    /// another class beside them.
+    /// they have become unreadable. Refused where images were added, are gone, or have another size or another
+    /// class beside them.
     pub fn reopen(
         config: &DataConfig,
         seed: u64,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
+use super::source::{Entry, Source};
 
 const FORMAT: u32 = 1;
 const LISTED: usize = 5;
@@ -103,25 +103,20 @@ impl Index {
         source: &Source,
     ) -> Result<Result<Vec<bool>, Changes>, serde_json::Error> {
         let classes = source.classes_beside();
+        let class_of = |entry: &Entry| entry.label.map(|label| classes[&label]);
         let mut changes = Changes::default();
         let mut readable = Vec::with_capacity(source.entries.len());
         let mut found = source.entries.iter().peekable();
         let lines = self.records.split(|&byte| byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
             let Record(name, bytes, was_readable, class) = serde_json::from_slice(line)?;
-            let is_of =
-                |class: &str, label: Option<u32>| label.map(|label| classes[&label]) == Some(class);
             while let Some(entry) = found.next_if(|entry| *entry.name < *name) {
                 changes.added.add(&entry.name);
             }
             match found.next_if(|entry| *entry.name == *name) {
                 None => changes.gone.add(&name),
                 Some(entry) if entry.bytes != bytes => changes.changed.add(&name),
-                Some(entry)
-                    if class
-                        .as_deref()
-                        .is_some_and(|class| !is_of(class, entry.label)) =>
-                {
+                Some(entry) if class.is_some() && class.as_deref() != class_of(entry) => {
                     changes.relabelled.add(&name);
                 }
                 Some(_) => readable.push(was_readable),

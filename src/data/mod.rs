@@ -30,7 +30,7 @@ pub use index::Index;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub(crate) use loader::{Lanes, Order};
 pub(crate) use pictures::Pictures;
-pub use source::BUILTIN;
+pub use source::{BUILTIN, place};
 pub(crate) use source::{Entry, Source};
 pub use split::Split;
 

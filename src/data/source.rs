@@ -21,6 +21,19 @@ const MAX_SHARDS: u64 = 100_000;
 /// Fields of a `.json` beside an image that may hold its class, the first that is there counts.
 const LABEL_FIELDS: &[&str] = &["cls", "label", "class"];
 
+/// Where images or a run are, whatever folder a command is run in.
+pub fn place(path: &Path) -> String {
+    if path == Path::new(BUILTIN) {
+        return path.display().to_string();
+    }
+    // Several tars by one pattern are no path that there is.
+    let place = path.canonicalize().or_else(|_| std::path::absolute(path));
+    place
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
+}
+
 /// An image that has not been opened yet.
 #[derive(Debug)]
 pub(crate) struct Entry {

@@ -6,7 +6,7 @@ mod run;
 use std::path::Path;
 
 use crate::config::{Config, refuse_detector};
-use crate::data::{Dataset, Index, Split, SplitChoice};
+use crate::data::{Dataset, Index, Split, SplitChoice, place};
 use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::train::{
@@ -121,7 +121,6 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
     }
     let run = weights.run.as_ref();
     let trained = run.map(|run| resumed_config(run, None)).transpose()?;
-    let place = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let same_place = |trained: &&Config| place(&trained.data.path) == place(dataset.path());
     let Some(trained) = trained.as_ref().filter(same_place) else {
         let why = format!(

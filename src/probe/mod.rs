@@ -23,7 +23,7 @@ pub use features::{Features, Matrix, Whitening, extract, whole_images};
 pub use finetune::{Classifier, finetune};
 pub use knn::{Neighbours, knn_scores, nearest_neighbours};
 pub use linear::{Logistic, fit_logistic, linear_scores};
-pub use record::{ProbeRecord, SHIPPED_ROW, UNTRAINED, mean_gain, named, place, probe_data};
+pub use record::{ProbeRecord, SHIPPED_ROW, UNTRAINED, mean_gain, named, probe_data};
 pub(crate) use record::{file_name, is_row};
 pub use reestimate::reestimate_batch_norm;
 pub use statistics::{FeatureStatistics, feature_statistics};

@@ -1,13 +1,12 @@
 //! Probe results as kept in a run's folder `probes`.
 
 use std::fs;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Part, ProbeData, ProbeResult};
 use crate::config::{LATENT, Method};
-use crate::data::{BUILTIN, Dataset, Split};
+use crate::data::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::train::{RunFolder, write_durably};
 
@@ -34,19 +33,6 @@ pub struct ProbeRecord {
     /// The score.
     #[serde(flatten)]
     pub result: ProbeResult,
-}
-
-/// Where images or a run are, whatever folder a command is run in.
-pub fn place(path: &Path) -> String {
-    if path == Path::new(BUILTIN) {
-        return path.display().to_string();
-    }
-    // Several tars by one pattern are no path that there is.
-    let place = path.canonicalize().or_else(|_| std::path::absolute(path));
-    place
-        .unwrap_or_else(|_| path.to_owned())
-        .display()
-        .to_string()
 }
 
 /// What a run's folder is called beside the names that results have otherwise.

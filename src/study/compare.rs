@@ -7,9 +7,10 @@ use super::log::Log;
 use super::run::{describe, recipe};
 use super::{Cell, Given, Score};
 use crate::config::Config;
+use crate::data::place;
 use crate::error::{Error, Result};
 use crate::pretrain;
-use crate::probe::{ProbeRecord, ProbeResult, is_row, named, place};
+use crate::probe::{ProbeRecord, ProbeResult, is_row, named};
 use crate::train::RunFolder;
 
 const REMEDY: &str =

@@ -1,8 +1,9 @@
 //! Whether what a study has kept was made with what it asks for now.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use toml::Table;
 
 use crate::error::{Error, Result};

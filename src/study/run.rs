@@ -13,12 +13,10 @@ use super::log::Log;
 use super::{Cell, Given, Plan, PlannedCell, Score, StudyFile, check_path, unaugmented};
 use crate::bench::{BenchConfig, Work, bench};
 use crate::config::{Config, Method};
-use crate::data::{DataConfig, Dataset, Split};
+use crate::data::{DataConfig, Dataset, Split, place};
 use crate::error::{Error, Result};
 use crate::pretrain::{self, suited};
-use crate::probe::{
-    ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, place, probe, probe_data,
-};
+use crate::probe::{ProbeConfig, ProbeRecord, ProbeResult, Task, UNTRAINED, probe, probe_data};
 use crate::train::{ENCODER_FILE, Surroundings};
 use crate::weights::Weights;
 
