@@ -11,6 +11,8 @@ const SIZE: (u32, u32) = (640, 320);
 const SQUARE: (u32, u32) = (400, 400);
 /// Points a curve is thinned to.
 const POINTS: usize = 400;
+/// Radius of a curve that is one point.
+const DOT: u32 = 3;
 /// What the names of curves take of a plot, in its units.
 const LEGEND_MARGIN: f64 = 70.0;
 const LETTER: f64 = 6.0;
@@ -250,9 +252,10 @@ fn draw_in(
             .map_err(failed)?;
         for curve in curves {
             let colour = curve.colour;
-            let drawn = chart
-                .draw_series(LineSeries::new(thin(curve.points), colour.stroke_width(2)))
-                .map_err(failed)?;
+            let line = LineSeries::new(thin(curve.points), colour.stroke_width(2));
+            // A single point has no line.
+            let size = if curve.points.len() == 1 { DOT } else { 0 };
+            let drawn = chart.draw_series(line.point_size(size)).map_err(failed)?;
             if let Some(name) = curve.name {
                 drawn.label(name).legend(move |(x, y)| {
                     PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
