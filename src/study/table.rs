@@ -2,17 +2,12 @@
 
 use std::fmt::Write;
 
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
 use super::minutes::{MINUTES, Minutes};
 use super::{Cell, Score};
 use crate::config::{LATENT, Method};
 use crate::probe::{Protocol, UNTRAINED};
-
-/// Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-const T95: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-];
 
 /// A difference with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -191,14 +186,19 @@ pub(super) fn interval(own: &[f64], other: &[f64]) -> Interval {
         let [a, b] = [own, other].map(|values| variance(values) / values.len() as f64);
         let freedom = (a + b).powi(2)
             / (a.powi(2) / (own.len() - 1) as f64 + b.powi(2) / (other.len() - 1) as f64);
-        // Rounded down, to what the table has.
-        let degrees = (freedom as usize).clamp(1, T95.len());
-        T95[degrees - 1] * (a + b).sqrt()
+        t95(freedom) * (a + b).sqrt()
     });
     Interval {
         difference: mean(own) - mean(other),
         margin,
     }
+}
+
+/// Two-sided 95 % quantile of Student's t; `freedom` need not be a whole number.
+fn t95(freedom: f64) -> f64 {
+    StudentsT::new(0.0, 1.0, freedom)
+        .expect("degrees of freedom above zero")
+        .inverse_cdf(0.975)
 }
 
 /// What a method is called before a reader.
@@ -302,12 +302,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn welch_gives_what_a_textbook_gives() {
-        // Means 3 and 6, variances 1 and 4, three each: 2.94 degrees of freedom, rounded down to 2, whose t is 4.303.
-        let found = interval(&[2.0, 3.0, 4.0], &[4.0, 6.0, 8.0]);
-        assert_eq!(found.difference, -3.0);
-        let expected = 4.303 * (1.0f64 / 3.0 + 4.0 / 3.0).sqrt();
-        assert!((found.margin.unwrap() - expected).abs() < 1e-9);
+    fn quantiles_of_t_are_those_of_scipy() {
+        // scipy.stats.t.ppf(0.975, freedom)
+        for (freedom, expected) in [
+            (1.0, 12.706204736174694),
+            (1.2, 8.648826510748867),
+            (2.57, 3.5059480780806807),
+            (4.0, 2.7764451051977934),
+            (31.7, 2.0376896343317954),
+            (200.0, 1.9718962236339088),
+        ] {
+            assert!((t95(freedom) / expected - 1.0).abs() < 1e-9, "{freedom}");
+        }
+    }
+
+    #[test]
+    fn intervals_are_those_of_scipy() {
+        // scipy.stats.ttest_ind(own, other, equal_var=False).confidence_interval()
+        let equal = (
+            interval(&[2.0, 3.0, 4.0], &[4.0, 6.0, 8.0]),
+            [-7.1553995031825055, 1.1553995031825055],
+        );
+        let unequal = (
+            interval(&[1.0, 1.5], &[3.0, 3.7, 9.1]),
+            [-12.125230992071167, 4.091897658737833],
+        );
+        for (found, [low, high]) in [equal, unequal] {
+            let margin = found.margin.unwrap();
+            assert!((found.difference - margin - low).abs() < 1e-8);
+            assert!((found.difference + margin - high).abs() < 1e-8);
+        }
         assert_eq!(interval(&[1.0], &[2.0, 3.0]).margin, None);
         assert_eq!(interval(&[1.0, 1.0], &[2.0, 3.0]).margin, None);
     }
