@@ -13,7 +13,7 @@ use qbheat::probe::{
 };
 use qbheat::report::write_report;
 use qbheat::train::{RunFolder, Surroundings};
-use qbheat::weights::{SHIPPED, Weights};
+use qbheat::weights::{SHIPPED, SHIPPED_TRAINING, Weights};
 use serde_json::json;
 
 use super::probe::label;
@@ -148,8 +148,8 @@ impl Demo {
         };
         let text = format!(
             "{}\nTop-1 accuracy in % on {} held-out images, probes trained on {}; {:.0} s in all. The untrained network is \
-             the floor to clear:\nminutes of pre-training stand {} points from it on average, the shipped weights, \
-             pre-trained for hours, {}.\n\n\
+             the floor to clear:\nthese few epochs stand {} points from it on average, the shipped weights, \
+             {SHIPPED_TRAINING}, {}.\n\n\
              run:    {}\nreport: {}",
             table_text(&records),
             data.held_out.indices.len(),

@@ -120,7 +120,8 @@ struct Train {
     /// Images a step [default: 8].
     #[arg(long)]
     batch_size: Option<usize>,
-    /// Only see whether it can learn: 8 images by heart in 300 steps. Exits with 1 where AP stays below 0.9.
+    /// Only see whether it can learn: 8 images by heart in 300 steps, without images to score. Exits with 1 where AP stays
+    /// below 0.9.
     #[arg(long, conflicts_with_all = ["val", "val_part", "limit", "batch_size"])]
     overfit_one_batch: bool,
     /// A TOML file of settings; flags and --set win over it.

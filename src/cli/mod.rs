@@ -47,12 +47,12 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     /// Go on with a run that was stopped.
     Resume(resume::Resume),
-    /// Take the step once more whose loss or gradients were not finite.
+    /// Repeat the step at which a run stopped because its loss or a gradient was not finite.
     Replay(replay::Replay),
     /// Score an encoder's features.
     Probe(probe::Probe),
-    /// Run methods × encoders × seeds × protocols of a study file, or detectors on several weights, what is missing of
-    /// them, and write one table.
+    /// Run what is still missing of a study file (methods × encoders × seeds × protocols, or detectors on several
+    /// weights) and write one table.
     Study(study::StudyCommand),
     /// Write the same table of runs that exist.
     Compare(study::Compare),
@@ -80,13 +80,14 @@ struct Common {
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     json: bool,
-    /// Decides all that is random [default: that of the run, for probe also of the weights, else 0].
+    /// Decides all that the command draws at random [default: that of the run, for probe also of the weights, else 0].
     #[arg(long)]
     seed: Option<u64>,
-    /// Threads of the training step [default: all cores].
+    /// Threads that compute [default: those of the run, else all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// What computes: cpu, or wgpu or cuda[:N] where the program was built for it [default: cpu].
+    /// What computes: cpu, or wgpu or cuda[:N] where the program was built for it [default: that of the
+    /// run, else cpu].
     #[arg(long)]
     device: Option<Compute>,
 }

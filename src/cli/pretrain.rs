@@ -23,7 +23,7 @@ pub struct Pretrain {
     /// How to pre-train: qb-heat, moco-v2, or supervised, which needs labels [default: qb-heat].
     #[arg(long)]
     method: Option<String>,
-    /// The network to pre-train.
+    /// The network to pre-train; `qbheat encoders` lists them [default: mobilenet-tiny].
     #[arg(long)]
     encoder: Option<String>,
     /// A run or an encoder.safetensors to start from.

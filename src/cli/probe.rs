@@ -42,8 +42,8 @@ pub struct Probe {
     /// Channels of the images that an untrained encoder is built for: 3, or 1 for grey [default: 3].
     #[arg(long, value_parser = PossibleValuesParser::new(["1", "3"]).try_map(|text| text.parse::<usize>()))]
     channels: Option<usize>,
-    /// Score what goes into the block so many before the encoder's end, as it stands (its last 1×1 convolution counts as
-    /// one): the last layers of a masked model are its decoder's.
+    /// Score what enters the block so many before the encoder's end instead of its final map (the last 1×1 convolution
+    /// counts as a block): the last layers of a masked model may serve its decoder.
     #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
     layers_before_end: usize,
     /// Take batch-norm statistics from whole training images first; those of pre-training come from quarters.

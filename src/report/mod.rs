@@ -22,6 +22,7 @@ use crate::probe::{
 };
 use crate::random::{self, Purpose};
 use crate::train::{RunFolder, write_durably};
+use crate::weights::SHIPPED_TRAINING;
 
 pub use detection::{DetectionReport, write_detection_report};
 pub use detection_study::write_detection_comparison;
@@ -185,9 +186,9 @@ fn sentence(records: &[ProbeRecord], method: &str) -> String {
     match (gain(method), gain(SHIPPED_ROW)) {
         (Some(run), Some(shipped)) => format!(
             "The untrained network is the floor that pre-training has to clear, and a strong one: colour alone tells many \
-             classes apart. This run stands {run:+.1} points from it, averaged over the protocols: minutes of \
-             pre-training are not expected to clear it. The shipped weights, pre-trained for hours, stand {shipped:+.1} \
-             points from it."
+             classes apart. This run stands {run:+.1} points from it, averaged over the protocols: a few \
+             epochs of a few thousand images are not expected to clear it. The shipped weights, {SHIPPED_TRAINING}, stand \
+             {shipped:+.1} points from it."
         ),
         (Some(run), None) => format!(
             "The untrained network is the floor that pre-training has to clear; this run stands {run:+.1} points from it, \
