@@ -7,12 +7,13 @@
 Python's standard library is needed.
 """
 
-import io
 import json
 import sys
 import tarfile
 from pathlib import Path
 from xml.etree import ElementTree
+
+from archive import add
 
 CATEGORIES = ["RBC", "WBC", "Platelets"]
 
@@ -34,23 +35,17 @@ def coco(source: Path, names: list[str]) -> dict:
             "categories": [{"id": number, "name": name} for number, name in enumerate(CATEGORIES, 1)]}
 
 
-def add(tar: tarfile.TarFile, path: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(f"bccd/{path}")
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
 def main(source: str, target: str) -> None:
     folder = Path(source)
     with tarfile.open(target, "w") as tar:
-        add(tar, "LICENSE", (folder / "LICENSE").read_bytes())
+        add(tar, "bccd/LICENSE", (folder / "LICENSE").read_bytes())
         for part in ("train", "val", "test"):
             names = (folder / "BCCD/ImageSets/Main" / f"{part}.txt").read_text().split()
             found = coco(folder, names)
-            add(tar, f"annotations/instances_{part}.json", json.dumps(found).encode())
+            add(tar, f"bccd/annotations/instances_{part}.json", json.dumps(found).encode())
             for image in found["images"]:
                 path = image["file_name"]
-                add(tar, path, (folder / "BCCD/JPEGImages" / Path(path).name).read_bytes())
+                add(tar, f"bccd/{path}", (folder / "BCCD/JPEGImages" / Path(path).name).read_bytes())
             print(part, len(names), "images,", len(found["annotations"]), "boxes")
 
 

@@ -2,9 +2,9 @@
 
     python3 tools/make_bccd_fixture.py bccd.tar tests/fixtures/bccd
 
-The input is a tar of BCCD (blood cells, MIT) as tools/make_bccd.py makes it. The first 12
-images are instances_train.json, the last 4 instances_val.json; each has red cells, a white one and, but for a few,
-platelets. Only Python's standard library is needed.
+The input is a tar of BCCD (blood cells, MIT) as tools/make_bccd.py makes it. The first 12 images are
+instances_train.json, the last 4 instances_val.json; each has red cells, a white one and, but for a few, platelets. Only
+Python's standard library is needed.
 """
 
 import json

@@ -5,11 +5,12 @@
 500 training and 50 validation images of 64 px a class. Only Python's standard library is needed.
 """
 
-import io
 import json
 import sys
 import tarfile
 import zipfile
+
+from archive import add
 
 CLASSES = """
     n01443537 n01644900 n01784675 n01944390 n01983481 n02074367 n02085620 n02094433 n02132136 n02190166
@@ -39,12 +40,6 @@ def images_of(archive: zipfile.ZipFile, part: str):
             yield f"{ROOT}/train/{wnid}/images/{file}", f"train/{wnid}/{file}", wnid, corners
 
 
-def add(tar: tarfile.TarFile, path: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(f"{NAME}/{path}")
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
 def main(source: str, target: str) -> None:
     with zipfile.ZipFile(source) as archive, tarfile.open(target, "w") as tar:
         words = {wnid: text.split(",")[0] for wnid, text in lines(archive, "words.txt")}
@@ -52,7 +47,7 @@ def main(source: str, target: str) -> None:
         for part in ("train", "val"):
             images, boxes = [], []
             for number, (inside, path, wnid, corners) in enumerate(images_of(archive, part), 1):
-                add(tar, path, archive.read(inside))
+                add(tar, f"{NAME}/{path}", archive.read(inside))
                 images.append({"id": number, "file_name": path, "width": SIDE, "height": SIDE})
                 # Corners are pixels that belong to the box.
                 left, top, right, bottom = map(int, corners)
@@ -60,7 +55,7 @@ def main(source: str, target: str) -> None:
                 boxes.append({"id": number, "image_id": number, "category_id": CLASSES.index(wnid) + 1, "bbox": box,
                               "area": box[2] * box[3], "iscrowd": 0})
             coco = {"images": images, "annotations": boxes, "categories": categories}
-            add(tar, f"annotations/instances_{part}.json", json.dumps(coco).encode())
+            add(tar, f"{NAME}/annotations/instances_{part}.json", json.dumps(coco).encode())
             print(part, len(images), "images")
 
 
