@@ -254,3 +254,15 @@ pub fn given_encoder(config: &Base, device: &Device) -> Result<Option<Encoder>> 
             source,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_weights_were_trained_as_readers_are_told() {
+        let shipped = Weights::from_bytes(SHIPPED_FILE, Path::new(SHIPPED)).unwrap();
+        let told = format!("{} epochs", shipped.metadata.epochs);
+        assert!(SHIPPED_TRAINING.contains(&told), "{told}");
+    }
+}

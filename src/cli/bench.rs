@@ -40,7 +40,7 @@ pub struct Bench {
     /// What to time.
     #[arg(long, value_enum, default_value = "pretrain")]
     work: WorkName,
-    /// The network; `qbheat encoders` lists them.
+    /// The network; `qbheat encoders` lists them [default: mobilenet-tiny].
     #[arg(long)]
     encoder: Option<String>,
     /// Size of the images: a side in pixels, or HEIGHTxWIDTH [default: 64].

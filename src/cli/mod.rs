@@ -86,8 +86,8 @@ struct Common {
     /// Threads that compute [default: those of the run, else all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// What computes: cpu, or wgpu or cuda[:N] where the program was built for it [default: that of the
-    /// run, else cpu].
+    /// What computes: cpu, or wgpu or cuda[:N] where the program was built for it [default: that of the run,
+    /// else cpu].
     #[arg(long)]
     device: Option<Compute>,
 }
