@@ -11,11 +11,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
-    #[error("unknown {what} `{given}`{}", suggestion(nearest))]
+    #[error("unknown {what} `{given}`: expected {expected}")]
     Unknown {
         what: &'static str,
         given: String,
-        nearest: Option<String>,
+        expected: String,
     },
     #[error("{key} = {value}: expected {expected}")]
     Value {
@@ -123,6 +123,20 @@ impl Error {
         }
     }
 
+    /// `given` is none of `names`.
+    pub fn unknown<S: AsRef<str>>(
+        what: &'static str,
+        given: impl Into<String>,
+        names: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let given = given.into();
+        Self::Unknown {
+            what,
+            expected: one_of(names, &given),
+            given,
+        }
+    }
+
     /// Names the file of an I/O error.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         |source| Self::Io {
@@ -140,24 +154,20 @@ impl Error {
     }
 }
 
-fn suggestion(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|name| format!("; did you mean `{name}`?"))
-        .unwrap_or_default()
-}
-
-/// The candidate that looks most like `given`.
-pub fn nearest<S: AsRef<str>>(
-    given: &str,
-    candidates: impl IntoIterator<Item = S>,
-) -> Option<String> {
-    candidates
-        .into_iter()
-        .map(|name| {
-            let similarity = strsim::jaro_winkler(given, name.as_ref());
-            (similarity, name)
-        })
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.as_ref().to_owned())
+/// What would have been right instead of `given`: all `names`, and the one that `given` resembles.
+pub fn one_of<S: AsRef<str>>(names: impl IntoIterator<Item = S>, given: &str) -> String {
+    /// Below it two names have little in common (Jaro-Winkler, 1 for the same).
+    const ALIKE: f64 = 0.7;
+    let names: Vec<S> = names.into_iter().collect();
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    if let [only] = names[..] {
+        return only.to_owned();
+    }
+    let nearest = names
+        .iter()
+        .map(|name| (strsim::jaro_winkler(given, name), name))
+        .filter(|(similarity, _)| *similarity >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let hint = nearest.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"));
+    format!("one of {}{hint}", names.join(", "))
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Base, Config, EncoderConfig, refuse_detector};
 use crate::data::{ImageSize, colour_statistics};
 use crate::encoder::{self, Build, Encoder};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::nn::{Init, StateDict};
 use crate::train::{ENCODER_FILE, RunFolder, write_durably};
 
@@ -93,11 +93,7 @@ impl Weights {
             return Self::from_bytes(SHIPPED_FILE, Path::new(name));
         }
         if name.starts_with("builtin:") {
-            return Err(Error::Unknown {
-                what: "built-in weights",
-                given: name.to_owned(),
-                nearest: nearest(name, [SHIPPED]),
-            });
+            return Err(Error::unknown("built-in weights", name, [SHIPPED]));
         }
         let path = Path::new(name);
         if path.is_file() {

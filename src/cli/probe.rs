@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use qbheat::compute_on;
 use qbheat::data::{DataConfig, Dataset, ImageSize, place};
-use qbheat::error::{Error, Result, nearest};
+use qbheat::error::{Error, Result, one_of};
 use qbheat::observe::Observer;
 use qbheat::pretrain::{resumed_config, seen_held_out};
 use qbheat::probe::{
@@ -64,11 +64,9 @@ fn parse_protocol(text: &str) -> Result<Protocol, String> {
         .into_iter()
         .find(|protocol| protocol.name() == text)
         .ok_or_else(|| {
-            let names = Protocol::ALL.map(Protocol::name);
             format!(
-                "it is none of {}; did you mean `{}`?",
-                names.join(", "),
-                nearest(text, names).unwrap_or_default()
+                "expected {}",
+                one_of(Protocol::ALL.map(Protocol::name), text)
             )
         })
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::data::ImageSize;
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, one_of};
 
 /// A key whose values are names, and those names.
 pub(super) type Choice = (&'static str, Vec<String>);
@@ -90,11 +90,7 @@ fn merge(base: &mut Table, layer: Table, prefix: &str) -> Result<()> {
         let key = format!("{prefix}{name}");
         let Some(old) = base.get_mut(&name) else {
             let known = base.keys().map(|known| format!("{prefix}{known}"));
-            return Err(Error::Unknown {
-                what: "key",
-                nearest: nearest(&key, known),
-                given: key,
-            });
+            return Err(Error::unknown("key", key, known));
         };
         match (old, value) {
             (Value::Table(old), Value::Table(value)) => merge(old, value, &format!("{key}."))?,
@@ -207,13 +203,7 @@ fn check_choices(table: &Table, choices: &[Choice]) -> Result<()> {
             return Err(Error::Value {
                 key: (*key).to_owned(),
                 value: given.to_owned(),
-                expected: format!(
-                    "one of {}{}",
-                    allowed.join(", "),
-                    nearest(given, allowed)
-                        .map(|name| format!("; did you mean `{name}`?"))
-                        .unwrap_or_default()
-                ),
+                expected: one_of(allowed, given),
             });
         }
     }

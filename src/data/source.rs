@@ -115,11 +115,8 @@ impl Source {
             .is_some_and(|text| text.starts_with("builtin:"))
         {
             if path != Path::new(BUILTIN) {
-                return Err(Error::Unknown {
-                    what: "built-in data set",
-                    given: path.display().to_string(),
-                    nearest: Some(BUILTIN.into()),
-                });
+                let given = path.display().to_string();
+                return Err(Error::unknown("built-in data set", given, [BUILTIN]));
             }
             let mut source = Self::empty(path, Store::Memory(BUILTIN_TAR));
             source.add_tar(0, path, Cursor::new(BUILTIN_TAR))?;

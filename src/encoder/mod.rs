@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::data::ImageSize;
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::nn::{Init, StateDict, multiply_adds};
 
 pub use mobile_former::{
@@ -158,11 +158,7 @@ pub fn all() -> impl Iterator<Item = &'static EncoderSpec> {
 pub fn find(name: &str) -> Result<&'static EncoderSpec> {
     all()
         .find(|spec| spec.name == name)
-        .ok_or_else(|| Error::Unknown {
-            what: "encoder",
-            given: name.to_owned(),
-            nearest: nearest(name, all().map(|spec| spec.name)),
-        })
+        .ok_or_else(|| Error::unknown("encoder", name, all().map(|spec| spec.name)))
 }
 
 /// An encoder's size.

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use super::{StudyFile, twice};
 use crate::config::{Config, LATENT, Method};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::probe::{Protocol, Task, UNTRAINED, file_name};
 
 /// Keys of `[set.NAME]` that are not settings.
@@ -116,11 +116,8 @@ impl StudyFile {
                 vec![("method".into(), name.into())]
             }
             _ => {
-                return Err(Error::Unknown {
-                    what: "method (give [set.NAME] method = \"…\" for names of your own)",
-                    given: base.clone(),
-                    nearest: nearest(&base, known()),
-                });
+                let what = "method (give [set.NAME] method = \"…\" for names of your own)";
+                return Err(Error::unknown(what, base, known()));
             }
         };
         let mut add = |key: &str, value: String| settings.push((key.into(), value));

@@ -138,6 +138,10 @@ fn settings_that_are_wrong() {
         &["--encoder", "mobilenet-tin"],
         &["mobilenet-tin", "did you mean `mobilenet-tiny`"],
     );
+    check(
+        &["--encoder", "foo"],
+        &["`foo`", "one of mobilenet-tiny, ", "mf-tiny"],
+    );
     check(&["--set", "optim.lr=1"], &["optim.lr", "did you mean"]);
     check(
         &["--set", "qb_heat.propagator=exponent"],
@@ -184,7 +188,7 @@ fn settings_that_are_wrong() {
         Path::new("builtin:cifar"),
         &[],
         2,
-        &["builtin:cifar", "did you mean `builtin:cifar10`"],
+        &["builtin:cifar", "expected builtin:cifar10"],
     );
 }
 

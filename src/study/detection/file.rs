@@ -9,7 +9,7 @@ use toml::Table;
 use crate::config::{DetectConfig, DetectorConfig, OF_PROCESS, read_toml};
 use crate::data::ImageSize;
 use crate::detect::{Origin, find_parts, only_with};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, one_of};
 use crate::study::plan::own_settings;
 use crate::study::{check_length, check_path, default_seeds, read_checked, twice};
 
@@ -140,8 +140,8 @@ impl DetectionFile {
                     let name_of = entry.as_str().unwrap_or_default();
                     if !self.weights.contains_key(name_of) {
                         return Err(format!(
-                            "[set.{name}] weights = {entry}: not in [weights]{}",
-                            suggestion(name_of, self.weights.keys())
+                            "[set.{name}] weights = {entry}: not in [weights]; expected {}",
+                            one_of(self.weights.keys(), name_of)
                         ));
                     }
                 }
@@ -150,8 +150,8 @@ impl DetectionFile {
         let known = self.all_rows();
         match self.rows.iter().find(|row| !known.contains(row)) {
             Some(row) => Err(format!(
-                "rows has {row:?}, which is neither in [weights] nor a [set.NAME] with weights{}",
-                suggestion(row, &known)
+                "rows has {row:?}, which is neither in [weights] nor a [set.NAME] with weights; expected {}",
+                one_of(&known, row)
             )),
             None => Ok(()),
         }
@@ -230,8 +230,4 @@ impl DetectionFile {
             ),
         })
     }
-}
-
-fn suggestion(given: &str, names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-    nearest(given, names).map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }
