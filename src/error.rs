@@ -165,9 +165,19 @@ pub fn one_of<S: AsRef<str>>(names: impl IntoIterator<Item = S>, given: &str) ->
     }
     let nearest = names
         .iter()
-        .map(|name| (strsim::jaro_winkler(given, name), name))
+        .map(|name| {
+            (
+                strsim::jaro_winkler(behind_table(given), behind_table(name)),
+                name,
+            )
+        })
         .filter(|(similarity, _)| *similarity >= ALIKE)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let hint = nearest.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"));
     format!("one of {}{hint}", names.join(", "))
+}
+
+/// A key without its table, which it shares with others.
+fn behind_table(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }

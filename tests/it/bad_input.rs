@@ -142,7 +142,10 @@ fn settings_that_are_wrong() {
         &["--encoder", "foo"],
         &["`foo`", "one of mobilenet-tiny, ", "mf-tiny"],
     );
-    check(&["--set", "optim.lr=1"], &["optim.lr", "did you mean"]);
+    check(
+        &["--set", "optim.lr=1"],
+        &["optim.lr", "did you mean `optim.learning_rate`"],
+    );
     check(
         &["--set", "qb_heat.propagator=exponent"],
         &["qb_heat.propagator", "did you mean `exponential`"],
