@@ -4,13 +4,14 @@ use std::io::Cursor;
 
 use image::metadata::Orientation;
 use image::{
-    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader,
+    ImageResult, Limits,
 };
 
 use super::DataConfig;
 
 /// Longest side that a header may claim.
-const MAX_SIDE: u32 = 20_000;
+pub(super) const MAX_SIDE: u32 = 20_000;
 /// Largest picture in memory, as the file stores it; as 8-bit RGB this is also Pillow's limit of 179 million pixels.
 const MAX_BYTES: u64 = 512 << 20;
 /// A JPEG's 8×8 block takes at least one bit.
@@ -75,16 +76,16 @@ pub(crate) struct Header {
     pub height: u32,
 }
 
-/// Reads format and size only. An error may only mean that `bytes` end too early.
-pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
-    Ok(open(bytes)?.header)
+/// Reads format and size only. Where `bytes` are not the `whole` file an error may only mean that they end too early.
+pub(super) fn header(bytes: &[u8], whole: bool) -> Result<Header, String> {
+    Ok(open(bytes, whole)?.header)
 }
 
 /// Decodes an image of any format that is compiled in, told by its content and not by its name: turned as its EXIF
 /// orientation says, 16 bits scaled to 8, transparency laid over the background, and with one channel the luma of
 /// ITU-R 601. Sides and memory are limited before anything is allocated.
 pub(super) fn decode(bytes: &[u8], target: &Target) -> Result<(Header, Picture), String> {
-    let opened = open(bytes)?;
+    let opened = open(bytes, true)?;
     let header = opened.header.clone();
     Ok((header, opened.pixels(bytes, target)?.0))
 }
@@ -95,7 +96,7 @@ pub(super) fn inspect(
     target: &Target,
     extension: &str,
 ) -> Result<(Header, Picture, Vec<&'static str>), String> {
-    let opened = open(bytes)?;
+    let opened = open(bytes, true)?;
     let header = opened.header.clone();
     let (format, colours) = (opened.format, opened.decoder.original_color_type());
     let rotated = opened.orientation != Orientation::NoTransforms;
@@ -135,7 +136,7 @@ struct Opened<'a> {
     decoder: Box<dyn ImageDecoder + 'a>,
 }
 
-fn open(bytes: &[u8]) -> Result<Opened<'_>, String> {
+fn open(bytes: &[u8], whole: bool) -> Result<Opened<'_>, String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
@@ -155,7 +156,11 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, String> {
     if decoder.total_bytes() > MAX_BYTES {
         return Err(too_large());
     }
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = match orientation_of(&mut decoder) {
+        Err(error) if !whole => return Err(explain(error)),
+        // A damaged description does not make the picture unreadable.
+        found => found.unwrap_or(Orientation::NoTransforms),
+    };
     let (mut width, mut height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err("it has no pixels".into());
@@ -183,6 +188,19 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, String> {
         orientation,
         decoder: Box::new(decoder),
     })
+}
+
+fn orientation_of(decoder: &mut impl ImageDecoder) -> ImageResult<Orientation> {
+    let found = decoder.orientation()?;
+    if found != Orientation::NoTransforms {
+        return Ok(found);
+    }
+    // Some programs begin the EXIF of WebP and PNG as that of a JPEG begins.
+    let exif = decoder.exif_metadata()?.unwrap_or_default();
+    let prefixed = exif.strip_prefix(b"Exif\0\0");
+    Ok(prefixed
+        .and_then(Orientation::from_exif_chunk)
+        .unwrap_or(found))
 }
 
 impl Opened<'_> {
@@ -303,6 +321,28 @@ mod tests {
     use crate::fuzz;
 
     #[test]
+    fn exif_that_begins_as_in_a_jpeg_or_is_not_there_yet_is_not_passed_over() {
+        const EXIF: usize = 80;
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/images/rotated.webp"
+        );
+        let plain = std::fs::read(file).unwrap();
+        assert_eq!(&plain[EXIF..EXIF + 4], b"EXIF");
+        assert!(header(&plain[..plain.len() - 1], false).is_err());
+        let mut prefixed = plain.clone();
+        prefixed.splice(EXIF + 8..EXIF + 8, *b"Exif\0\0");
+        for length_at in [4, EXIF + 4] {
+            prefixed[length_at] += 6;
+        }
+        let target = Target::of(&DataConfig::default());
+        let upright = decode(&plain, &target).unwrap();
+        let stored = plain[24] + 1;
+        assert_ne!(upright.0.width, u32::from(stored), "it lies on its side");
+        assert_eq!(decode(&prefixed, &target).unwrap(), upright);
+    }
+
+    #[test]
     fn mutated_images_are_decoded_or_refused() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images");
         let mut paths: Vec<_> = std::fs::read_dir(folder)
@@ -315,7 +355,7 @@ mod tests {
         assert!(corpus.len() > 50);
         let target = Target::of(&DataConfig::default());
         fuzz::survives(&corpus, 20_000, |bytes| {
-            let header = header(bytes);
+            let header = header(bytes, true);
             if let Ok((decoded, picture)) = decode(bytes, &target) {
                 assert_eq!(header, Ok(decoded));
                 let pixels = picture.width as usize * picture.height as usize;

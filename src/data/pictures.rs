@@ -114,8 +114,9 @@ fn header(source: &Source, entry: &Entry) -> Result<Header, String> {
     // Where metadata stand before the header, a longer piece is tried, and the whole file in the end.
     let mut limit = 4 << 10;
     loop {
-        match decode::header(&source.read_start(entry, limit)?) {
-            Err(_) if limit < entry.bytes => limit *= 16,
+        let whole = limit >= entry.bytes;
+        match decode::header(&source.read_start(entry, limit)?, whole) {
+            Err(_) if !whole => limit *= 16,
             read => return read,
         }
     }
