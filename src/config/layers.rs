@@ -38,11 +38,9 @@ pub(super) fn layered<C: Serialize + Default>(
 
 /// The configuration that a checked table holds.
 pub(super) fn read_table<C: DeserializeOwned>(table: Table) -> Result<C> {
-    table.try_into().map_err(|error| Error::Value {
-        key: "configuration".into(),
-        value: "…".into(),
-        expected: format!("{error}"),
-    })
+    table
+        .try_into()
+        .map_err(|error| Error::Refused(format!("the configuration: {}", error.to_string().trim())))
 }
 
 /// An error that names the key unless `holds`.
@@ -137,10 +135,10 @@ fn convert(key: &str, old: &Value, new: Value) -> Result<Value> {
     if key == "image_size" {
         return match ImageSize::deserialize(new.clone()) {
             Ok(_) => Ok(new),
-            Err(_) => Err(Error::Value {
+            Err(error) => Err(Error::Value {
                 key: key.to_owned(),
                 value: new.to_string(),
-                expected: "a whole number of pixels, or [height, width]".into(),
+                expected: error.to_string().trim().to_owned(),
             }),
         };
     }

@@ -299,6 +299,8 @@ mod tests {
             ("image_size=[64, 90]", "64x96 say"),
             ("image_size=-64", "whole number of pixels"),
             ("image_size=64x", "whole number of pixels"),
+            ("image_size=0", "from 1 to"),
+            ("image_size=[64, 0]", "from 1 to"),
             ("encoder.stride=16", "strides of mobilenet-tiny"),
             ("optim.betas=0.9", "list of 2"),
             ("qb_heat.normalise_patches=1", "true or false"),

@@ -5,9 +5,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::decode;
+
+/// As of the images themselves.
+const MAX_SIDE: usize = decode::MAX_SIDE as usize;
+
 /// Height and width in pixels; in TOML and JSON one number where they are the same, else `[height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Form", into = "Form")]
+#[serde(try_from = "Form", into = "Form")]
 pub struct ImageSize {
     /// Rows.
     pub height: usize,
@@ -16,7 +21,7 @@ pub struct ImageSize {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a whole number of pixels, or [height, width]")]
 enum Form {
     Square(usize),
     Sides([usize; 2]),
@@ -50,11 +55,19 @@ impl ImageSize {
     }
 }
 
-impl From<Form> for ImageSize {
-    fn from(form: Form) -> Self {
-        match form {
-            Form::Square(side) => Self::square(side),
-            Form::Sides([height, width]) => Self { height, width },
+impl TryFrom<Form> for ImageSize {
+    type Error = String;
+
+    fn try_from(form: Form) -> Result<Self, String> {
+        let (height, width) = match form {
+            Form::Square(side) => (side, side),
+            Form::Sides([height, width]) => (height, width),
+        };
+        let sides = 1..=MAX_SIDE;
+        if sides.contains(&height) && sides.contains(&width) {
+            Ok(Self { height, width })
+        } else {
+            Err(format!("sides from 1 to {MAX_SIDE} pixels"))
         }
     }
 }
@@ -84,21 +97,15 @@ impl FromStr for ImageSize {
     /// Reads `64`, or `96x64`: height, then width.
     fn from_str(text: &str) -> Result<Self, String> {
         let side = |text: &str| {
-            text.trim()
-                .parse()
-                .ok()
-                .filter(|&side: &usize| side > 0)
-                .ok_or_else(|| {
-                    "expected a side in pixels such as 64, or HEIGHTxWIDTH such as 96x64".to_owned()
-                })
+            text.trim().parse().map_err(|_| {
+                "expected a side in pixels such as 64, or HEIGHTxWIDTH such as 96x64".to_owned()
+            })
         };
-        match text.split_once('x') {
-            Some((height, width)) => Ok(Self {
-                height: side(height)?,
-                width: side(width)?,
-            }),
-            None => side(text).map(Self::square),
-        }
+        let form = match text.split_once('x') {
+            Some((height, width)) => Form::Sides([side(height)?, side(width)?]),
+            None => Form::Square(side(text)?),
+        };
+        form.try_into()
     }
 }
 
@@ -117,8 +124,11 @@ mod tests {
         let square: ImageSize = "64".parse().unwrap();
         assert_eq!(square, ImageSize::square(64));
         assert_eq!(square.to_toml(), "64");
-        for bad in ["", "0", "64x", "x64", "64x0", "-64", "64x64x3"] {
+        for bad in ["", "0", "64x", "x64", "64x0", "-64", "64x64x3", "20001"] {
             assert!(bad.parse::<ImageSize>().is_err(), "{bad}");
+        }
+        for bad in ["0", "[0, 64]", "[64, 0]", "5000000000"] {
+            assert!(serde_json::from_str::<ImageSize>(bad).is_err(), "{bad}");
         }
         for size in [wide, square] {
             let json = serde_json::to_string(&size).unwrap();
