@@ -418,7 +418,7 @@ impl Trained {
     pub fn open(run: &RunFolder, observer: &dyn Observer) -> Result<Self> {
         let config = DetectorConfig::of_run(run)?;
         let checkpoints = run.checkpoints(config.run.keep_checkpoints);
-        if checkpoints.is_empty() {
+        if checkpoints.is_empty()? {
             return Err(Error::Foreign {
                 path: run.path().to_owned(),
                 message: format!(

@@ -114,8 +114,8 @@ impl Checkpoints {
     }
 
     /// Whether none was ever completed.
-    pub fn is_empty(&self) -> bool {
-        self.newest_first().is_empty()
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.newest_first()?.is_empty())
     }
 
     /// Writes a checkpoint; when this returns it is on the disk. Older ones beyond the number to keep go.
@@ -155,7 +155,7 @@ impl Checkpoints {
     /// The newest checkpoint that verifies; people are told what was wrong with newer ones.
     pub fn newest_valid(&self, observer: &dyn Observer) -> Result<Checkpoint> {
         let mut problems = Vec::new();
-        for path in self.newest_first() {
+        for path in self.newest_first()? {
             match read(&path) {
                 Ok(checkpoint) => {
                     for problem in &problems {
@@ -172,32 +172,42 @@ impl Checkpoints {
         })
     }
 
-    fn newest_first(&self) -> Vec<PathBuf> {
-        let mut found = self.entries(PREFIX);
+    fn newest_first(&self) -> Result<Vec<PathBuf>> {
+        let mut found = self.entries(PREFIX)?;
         // Steps have nine digits, so names sort as numbers do.
         found.sort_unstable_by(|a, b| b.cmp(a));
-        found
+        Ok(found)
     }
 
-    fn entries(&self, prefix: &str) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(&self.folder) else {
-            return Vec::new();
+    /// What cannot be listed is an error: taken for nothing, it would be trained over.
+    fn entries(&self, prefix: &str) -> Result<Vec<PathBuf>> {
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            fs::read_dir(&self.folder)?
+                .map(|entry| Ok(entry?.path()))
+                .collect()
         };
-        entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
-            .map(|entry| entry.path())
-            .collect()
+        let mut found = match list() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(Error::io(&self.folder))?,
+        };
+        let begins = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(prefix)
+        };
+        found.retain(|path| begins(path));
+        Ok(found)
     }
 
     /// A failed deletion costs disk space, not the run: it is tried again after the next checkpoint.
     fn clean_up(&self, saved: &Path) {
         // Whoever saves below other checkpoints went on without them: they would outlive all that is sound.
-        let found = self.newest_first();
+        let (Ok(found), Ok(scratch)) = (self.newest_first(), self.entries(SCRATCH)) else {
+            return;
+        };
         let abandoned = found.partition_point(|path| path.as_path() > saved);
         let (abandoned, kept) = found.split_at(abandoned);
         let old = kept.iter().skip(self.keep);
-        for path in abandoned.iter().chain(old).chain(&self.entries(SCRATCH)) {
+        for path in abandoned.iter().chain(old).chain(&scratch) {
             let _ = remove_folder(path);
         }
     }
@@ -278,14 +288,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
         save(&checkpoints, 1000);
-        let damaged = checkpoints.newest_first().remove(0);
+        let damaged = checkpoints.newest_first().unwrap().remove(0);
         fs::write(damaged.join(MANIFEST), "{}").unwrap();
         save(&checkpoints, 525);
         let notes = Notes::default();
         let checkpoint = checkpoints.newest_valid(&notes).unwrap();
         let notes = notes.so_far();
         assert_eq!((checkpoint.position.step, notes.len()), (525, 0));
-        assert_eq!(checkpoints.newest_first(), [checkpoint.path]);
+        assert_eq!(checkpoints.newest_first().unwrap(), [checkpoint.path]);
     }
 
     #[test]
@@ -329,7 +339,7 @@ mod tests {
         let checkpoints = Checkpoints::new(home.path().to_owned(), 1);
         let device = crate::device().autodiff();
         let state = save(&checkpoints, 1);
-        let folder = checkpoints.newest_first().remove(0);
+        let folder = checkpoints.newest_first().unwrap().remove(0);
         for file in [MANIFEST, MODEL] {
             let path = folder.join(file);
             let whole = fs::read(&path).unwrap();

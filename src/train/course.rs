@@ -140,10 +140,17 @@ impl<'a> Course<'a> {
     }
 
     /// The newest checkpoint that verifies; nothing where the run died before its first. Refused where it belongs to
-    /// another seed or to other images.
+    /// another seed or to other images, or where steps were taken and no checkpoint is left.
     pub fn newest(&self) -> Result<Option<Checkpoint>> {
         let observer = self.around.observer;
-        if self.checkpoints.is_empty() {
+        if self.checkpoints.is_empty()? {
+            let events = self.folder.read_events()?;
+            if events.iter().any(|event| event["kind"] == "step") {
+                return Err(Error::NoCheckpoint {
+                    path: self.folder.path().to_owned(),
+                    problems: ": there is none, though steps were taken".into(),
+                });
+            }
             observer.note("the run died before its first checkpoint; beginning anew");
             return Ok(None);
         }

@@ -517,13 +517,22 @@ fn a_second_process_is_kept_out_of_a_run_until_the_first_is_gone() {
 }
 
 #[test]
-fn a_checkpoint_of_another_network_or_version_is_named_and_passed_over() {
+fn a_checkpoint_of_another_network_or_version_is_named() {
     let setup = Setup::new();
     let reference = setup.uninterrupted("reference", &[]);
     let other = setup.uninterrupted("other", &["--encoder", "mf-tiny"]);
     let newest = format!("checkpoints/step-{STEPS:09}");
     let run = copy(&reference, &setup.run("foreign"));
     fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    let log = fs::read(run.join("events.jsonl")).unwrap();
+    let output = resume(&run);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("there is none"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(fs::read(run.join("events.jsonl")).unwrap(), log);
     copy(&other.join("checkpoints"), &run.join("checkpoints"));
     let output = resume(&run);
     assert_eq!(output.status.code(), Some(1));
