@@ -14,15 +14,20 @@ const LISTED: usize = 5;
 pub struct Index {
     /// One record a line.
     records: Vec<u8>,
+    /// Whether a record without a class says that none stood beside the image.
+    tells_classes: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Head {
     format: u32,
     blake3: String,
+    /// Older records leave all classes out.
+    #[serde(default)]
+    tells_classes: bool,
 }
 
-/// Name, bytes, whether it was readable, and the class that stands beside it, which older records leave out.
+/// Name, bytes, whether it was readable, and the class that stands beside it, if any.
 #[derive(Serialize, Deserialize)]
 struct Record<'a>(
     Cow<'a, str>,
@@ -56,7 +61,10 @@ impl Index {
             serde_json::to_writer(&mut records, &record).expect("a record is valid JSON");
             records.push(b'\n');
         }
-        Self { records }
+        Self {
+            records,
+            tells_classes: true,
+        }
     }
 
     /// As a file: a line with a hash of the others, then the records.
@@ -64,6 +72,7 @@ impl Index {
         let head = Head {
             format: FORMAT,
             blake3: self.fingerprint(),
+            tells_classes: self.tells_classes,
         };
         let mut bytes = serde_json::to_vec(&head).expect("a head is valid JSON");
         bytes.push(b'\n');
@@ -85,7 +94,10 @@ impl Index {
                 head.format
             ));
         }
-        let index = Self { records };
+        let index = Self {
+            records,
+            tells_classes: head.tells_classes,
+        };
         if index.fingerprint() != head.blake3 {
             return Err("it is not what its hash says".into());
         }
@@ -116,7 +128,10 @@ impl Index {
             match found.next_if(|entry| *entry.name == *name) {
                 None => changes.gone.add(&name),
                 Some(entry) if entry.bytes != bytes => changes.changed.add(&name),
-                Some(entry) if class.is_some() && class.as_deref() != class_of(entry) => {
+                Some(entry)
+                    if (self.tells_classes || class.is_some())
+                        && class.as_deref() != class_of(entry) =>
+                {
                     changes.relabelled.add(&name);
                 }
                 Some(_) => readable.push(was_readable),

@@ -16,6 +16,8 @@ static BUILTIN_TAR: &[u8] = include_bytes!("../../assets/cifar10-6000.tar");
 
 /// Larger files are no images that this program would decode.
 const MAX_FILE_BYTES: u64 = 512 << 20;
+/// Of a tar.
+const BLOCK: u64 = 512;
 const MAX_LABEL_BYTES: u64 = 1 << 20;
 const MAX_SHARDS: u64 = 100_000;
 /// Fields of a `.json` beside an image that may hold its class, the first that is there counts.
@@ -301,7 +303,10 @@ impl Source {
                 Location::Refused("a link within the tar; make it with --hard-dereference and -h")
             } else if kind.is_file() {
                 let offset = member.raw_file_position();
-                if offset.checked_add(bytes).is_none_or(|end| end > length) {
+                let end = offset.checked_add(bytes);
+                // With the padding behind it, without which the archive would seem to end here.
+                let end = end.and_then(|end| end.checked_next_multiple_of(BLOCK));
+                if end.is_none_or(|end| end > length) {
                     return Err(Error::data(
                         path,
                         format!("truncated: member `{name}` goes beyond its end"),

@@ -115,17 +115,18 @@ fn a_class_beside_an_image_is_part_of_what_a_run_was_started_on() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("set.tar");
     let image = fixture("rgb.png");
-    let write = |second: &[u8]| {
-        let members = [
+    let write = |second: &[u8], third: Option<&[u8]>| {
+        let mut members = vec![
             member("a.png", &image),
             member("a.cls", b"cat"),
             member("b.png", &image),
             member("b.cls", second),
             member("c.png", &image),
         ];
+        members.extend(third.map(|third| member("c.cls", third)));
         write_tar(&path, &members);
     };
-    write(b"dog");
+    write(b"dog", None);
     let index = open(&path).unwrap().index();
     let config = DataConfig {
         path: path.clone(),
@@ -142,10 +143,16 @@ fn a_class_beside_an_image_is_part_of_what_a_run_was_started_on() {
     let older = Index::from_bytes(older.into_bytes()).unwrap();
     reopen(&older).unwrap();
 
-    write(b"cat");
-    let refused = reopen(&index).err().unwrap().to_string();
-    assert!(refused.contains("1 of another class (b.png)"), "{refused}");
-    reopen(&older).unwrap();
+    for (second, third, image) in [
+        (&b"cat"[..], None, "b.png"),
+        (b"dog", Some(&b"dog"[..]), "c.png"),
+    ] {
+        write(second, third);
+        let refused = reopen(&index).err().unwrap().to_string();
+        let words = format!("1 of another class ({image})");
+        assert!(refused.contains(&words), "{refused}");
+        reopen(&older).unwrap();
+    }
 }
 
 #[test]
@@ -298,7 +305,13 @@ fn tars_that_lie_are_refused() {
             "{case}: {text}"
         );
     }
-    for length in [100, 512, 511 + fixture("rgb.png").len()] {
+    let image = fixture("rgb.png").len();
+    assert_ne!(
+        (image + 1) % 512,
+        0,
+        "the last of these is a cut in the padding"
+    );
+    for length in [100, 512, 511 + image, 513 + image] {
         fs::write(&tar, &good[..length]).unwrap();
         let text = open(&tar).err().unwrap().to_string();
         assert!(text.contains("truncated"), "{length}: {text}");
