@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use qbheat::compute_on;
 use qbheat::data::{DataConfig, Dataset};
 use qbheat::error::{Error, Result};
 use qbheat::heat::Difference;
@@ -15,7 +14,7 @@ use qbheat::train::RunFolder;
 use serde_json::to_value;
 
 use super::progress::Progress;
-use super::{Answer, Common, describe_data, use_threads};
+use super::{Answer, Common, compute_as_run, describe_data};
 
 /// How derivatives are taken.
 #[derive(Clone, Copy, ValueEnum)]
@@ -86,10 +85,8 @@ impl Invariance {
         // The run's own seed holds the same images out as its training did.
         let own_seed = config.as_ref().map(|config| config.seed);
         let seed = self.common.seed.or(own_seed).unwrap_or(0);
-        compute_on(self.common.device.unwrap_or_default())?;
+        compute_as_run(config.as_ref().map(|config| &config.base), &self.common)?;
         let weights = open_weights(&self.weights, seed)?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        use_threads(self.common.threads.unwrap_or(threads))?;
         let data = DataConfig {
             path: self.data.clone(),
             channels: weights[0].metadata.images().channels,

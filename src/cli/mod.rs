@@ -195,6 +195,16 @@ fn use_threads(threads: usize) -> Result<()> {
     }
 }
 
+/// As [`compute_as`], where there may be no run whose configuration says how.
+fn compute_as_run(run: Option<&Base>, common: &Common) -> Result<()> {
+    if let Some(config) = run {
+        return compute_as(config, common);
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    use_threads(common.threads.unwrap_or(threads))?;
+    compute_on(common.device.unwrap_or_default())
+}
+
 /// Fixes how this process computes: as the configuration says, where the command does not say otherwise.
 fn compute_as(config: &Base, common: &Common) -> Result<()> {
     use_threads(common.threads.unwrap_or(config.threads))?;

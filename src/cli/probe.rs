@@ -1,14 +1,13 @@
 //! `qbheat probe`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use qbheat::compute_on;
 use qbheat::data::{DataConfig, Dataset, ImageSize, place};
 use qbheat::error::{Error, Result, one_of};
 use qbheat::observe::Observer;
-use qbheat::pretrain::{resumed_config, seen_held_out};
+use qbheat::pretrain::{resumed_config, seen_held_out, seen_in_val};
 use qbheat::probe::{
     EPOCHS, ProbeConfig, ProbeRecord, Protocol, SHIPPED_ROW, UNTRAINED, named, probe, probe_data,
     reestimate_batch_norm, whole_tasks,
@@ -18,7 +17,7 @@ use qbheat::weights::{ImageForm, SHIPPED, Weights};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Answer, Common, describe_data, use_threads};
+use super::{Answer, Common, compute_as_run, describe_data};
 
 #[derive(Args)]
 pub struct Probe {
@@ -106,7 +105,15 @@ impl Probe {
         };
         images.size = self.image_size.unwrap_or(images.size);
         images.channels = self.channels.unwrap_or(images.channels);
-        compute_on(self.common.device.unwrap_or_default())?;
+        let scored = Path::new(&self.weights);
+        let own_config = scored
+            .is_dir()
+            .then(|| resumed_config(&RunFolder::open(scored)?, None))
+            .transpose()?;
+        let run_config = into_config.as_ref().or(own_config.as_ref());
+        compute_as_run(run_config.map(|config| &config.base), &self.common)?;
+        // As the run's own images were prepared.
+        let prepared = run_config.map_or_else(DataConfig::default, |config| config.data.clone());
         let weights = Weights::open(&self.weights, given_seed.unwrap_or(0), images)?;
         if let Some(config) = &into_config
             && config.encoder.name != weights.metadata.encoder
@@ -135,14 +142,6 @@ impl Probe {
                 "--layers-before-end: finetune trains the whole encoder; leave it out of --protocol".into(),
             ));
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        use_threads(self.common.threads.unwrap_or(threads))?;
-        // As the run's own images were prepared.
-        let prepared = match (into_config, &weights.run) {
-            (Some(config), _) => config.base.data,
-            (None, Some(run)) => resumed_config(run, None)?.base.data,
-            (None, None) => DataConfig::default(),
-        };
         let open = |path: &PathBuf| {
             let data = DataConfig {
                 path: path.clone(),
@@ -158,7 +157,7 @@ impl Probe {
         let mut data = probe_data(&dataset, val.as_ref())?;
         let seen = match &val {
             None => seen_held_out(&weights, &dataset, seed)?,
-            Some(_) => None,
+            Some(val) => seen_in_val(&weights, val)?,
         };
         if let Some(seen) = &seen {
             progress.note(&seen.why);

@@ -69,16 +69,16 @@ pub fn reopen_data(
     accept_changed: bool,
     observer: &dyn Observer,
 ) -> Result<Dataset> {
-    // The index of a run that another process is at work on is not to be written; nor need its images be looked at.
+    // Where another process is at work on the run, its images need not be looked at.
     let _lock = run.lock()?;
     // Killed before it had one, a run has not used its images yet; and old runs have none.
     let Some(index) = read_index(run)? else {
-        return open_anew(run, config, observer);
+        return Dataset::open(&config.data, config.seed, observer);
     };
     match Dataset::reopen(&config.data, config.seed, &index, observer) {
         Err(Error::DataChanged { changes, .. }) if accept_changed => {
             observer.note(&format!("going on with changed images: {changes}"));
-            open_anew(run, config, observer)
+            Dataset::open(&config.data, config.seed, observer)
         }
         reopened => reopened,
     }
@@ -105,6 +105,26 @@ pub struct Seen {
     pub certain: bool,
 }
 
+/// Whether weights were pre-trained on images of `val` that a probe scores: all of them where it has no split of its own.
+pub fn seen_in_val(weights: &Weights, val: &Dataset) -> Result<Option<Seen>> {
+    let run = weights.run.as_ref().filter(|_| is_trained(weights));
+    let trained = run.map(|run| resumed_config(run, None)).transpose()?;
+    let same_place = trained.is_some_and(|run| place(&run.data.path) == place(val.path()));
+    let seen = same_place && !matches!(val.split, Split::Own { .. });
+    Ok(seen.then(|| Seen {
+        why: format!(
+            "{}: trained on these images, also on most of those that are scored; leave --val out to score those that it \
+             held out",
+            weights.name
+        ),
+        certain: true,
+    }))
+}
+
+fn is_trained(weights: &Weights) -> bool {
+    weights.metadata.method != "none"
+}
+
 /// Whether weights were pre-trained on images that `dataset`, opened with `seed`, holds out. A split that is drawn is another
 /// one with another seed or share, and once images were added or are gone.
 pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<Option<Seen>> {
@@ -116,7 +136,7 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
     else {
         return Ok(None);
     };
-    if weights.metadata.method == "none" {
+    if !is_trained(weights) {
         return Ok(None);
     }
     let run = weights.run.as_ref();
@@ -149,14 +169,13 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
     Ok(Some(Seen { why, certain: true }))
 }
 
-fn open_anew(run: &RunFolder, config: &Config, observer: &dyn Observer) -> Result<Dataset> {
-    let dataset = Dataset::open(&config.data, config.seed, observer)?;
-    write_index(run, &dataset)?;
-    Ok(dataset)
-}
-
+/// Keeps which images a run is on from here, where it does not say so yet.
 fn write_index(run: &RunFolder, dataset: &Dataset) -> Result<()> {
-    write_durably(&run.file(INDEX_FILE), &dataset.index().to_bytes())
+    let (path, index) = (run.file(INDEX_FILE), dataset.index().to_bytes());
+    if std::fs::read(&path).is_ok_and(|kept| kept == index) {
+        return Ok(());
+    }
+    write_durably(&path, &index)
 }
 
 /// The configuration with what follows from the images; refused where they do not do for it.
@@ -261,6 +280,8 @@ pub fn resume(
         Some(checkpoint) => From::Checkpoint(checkpoint),
         None => From::Start(given_encoder(config, &crate::device().autodiff())?),
     };
+    // Only once nothing is left to refuse: images that were let pass as changed become the run's own.
+    write_index(course.folder(), dataset)?;
     if resumed_config(course.folder(), None)?.optim.epochs != config.optim.epochs {
         course.folder().write_config(&config.to_toml())?;
     }

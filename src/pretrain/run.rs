@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::Named;
 use crate::observe::{Observer, Silent};
 use crate::probe::{self, Part, ProbeConfig};
+use crate::random::{self, Purpose};
 use crate::train::{
     AdamWConfig, Checkpoint, Course, ENCODER_FILE, KeptBatch, Replay, RunFolder, Start, Trainee,
     replay_step,
@@ -108,9 +109,14 @@ impl Run<'_> {
         };
         let (train, held_out) = (part(&self.dataset.train)?, part(&self.dataset.held_out)?);
         if train.indices.is_empty() || held_out.indices.is_empty() {
+            // Drawn, since images are numbered by name and the first may all be of one folder.
+            let (seed, all) = (self.config.seed, &self.dataset.train);
+            let mut places = random::permutation(seed, Purpose::Sample, 2, all.len());
+            places.truncate(limit);
+            places.sort_unstable();
             let unlabelled = Part {
                 dataset: self.dataset,
-                indices: self.dataset.train.iter().copied().take(limit).collect(),
+                indices: places.into_iter().map(|place| all[place]).collect(),
                 labels: Vec::new(),
             };
             let features = probe::extract(encoder, &unlabelled, &config, false, &Silent)?;

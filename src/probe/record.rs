@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Part, ProbeData, ProbeResult};
 use crate::config::{LATENT, Method};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Split, place};
 use crate::error::{Error, Result};
 use crate::train::{RunFolder, write_durably};
 
@@ -77,14 +77,25 @@ impl ProbeRecord {
         write_durably(&file, &text)
     }
 
-    /// The untrained network's result by the same protocol on as many images.
-    pub fn floor<'a>(&self, all: &'a [Self]) -> Option<&'a Self> {
-        all.iter().find(|other| {
-            other.weights == UNTRAINED
-                && other.result.protocol == self.result.protocol
-                && other.result.train_images == self.result.train_images
-                && other.result.held_out_images == self.result.held_out_images
-        })
+    /// The untrained network's result by the same protocol on the same images.
+    pub fn floor<'a>(&'a self, all: &'a [Self]) -> Option<&'a Self> {
+        let measured = |record: &'a Self| {
+            let ProbeResult {
+                protocol,
+                labels,
+                train_images,
+                held_out_images,
+                details,
+                ..
+            } = &record.result;
+            (
+                (&record.data, &record.val),
+                (protocol, labels, train_images, held_out_images),
+                details.get("image_size"),
+            )
+        };
+        all.iter()
+            .find(|other| other.weights == UNTRAINED && measured(other) == measured(self))
     }
 
     /// All results of a run by protocol: the untrained network's, the run's own, others.
@@ -124,7 +135,7 @@ impl ProbeRecord {
 }
 
 /// How much higher the figures of `weights` are than the untrained network's, in points, averaged over the protocols
-/// that both were scored by on the same numbers of images.
+/// that both were scored by on the same images.
 pub fn mean_gain(records: &[ProbeRecord], weights: &str) -> Option<f64> {
     let gains: Vec<f64> = records
         .iter()
@@ -135,7 +146,7 @@ pub fn mean_gain(records: &[ProbeRecord], weights: &str) -> Option<f64> {
 }
 
 /// The images to train a probe on and those to score: of `val` where it is given, else of the data set's own or drawn
-/// split.
+/// split. Refused where they would be the same.
 pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<ProbeData<'a>> {
     if dataset.classes.is_empty() {
         return Err(Error::data(
@@ -144,6 +155,13 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
         ));
     }
     let own = |dataset: &Dataset| matches!(dataset.split, Split::Own { .. });
+    if val.is_some_and(|val| place(val.path()) == place(dataset.path()) && !own(val)) {
+        return Err(Error::Refused(format!(
+            "val: {} has no folder of its own to score, so a probe would be scored on what it was trained on; leave val \
+             out, and a part is held out, or give other images",
+            dataset.path().display()
+        )));
+    }
     let (train, held_out) = match val {
         None => (dataset.train.clone(), (dataset, dataset.held_out.clone())),
         Some(val) => {

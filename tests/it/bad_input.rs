@@ -62,6 +62,35 @@ fn folders_without_images() {
 }
 
 #[test]
+fn images_without_sides_whatever_the_method() {
+    let home = tempfile::tempdir().unwrap();
+    write_images(home.path(), &["a", "b"], 4, 16);
+    for method in ["moco-v2", "supervised"] {
+        for size in [
+            "image_size=0",
+            "image_size=[0, 64]",
+            "image_size=5000000000",
+        ] {
+            let arguments = ["--method", method, "--set", size];
+            pretrain_refused(home.path(), &arguments, 2, &["image_size", "from 1 to"]);
+        }
+    }
+}
+
+#[test]
+fn a_probe_that_would_be_scored_on_what_it_is_trained_on() {
+    let home = tempfile::tempdir().unwrap();
+    write_images(home.path(), &["a", "b"], 4, 16);
+    let data = home.path().to_str().unwrap();
+    let weights = "untrained:mobilenet-tiny";
+    refused(
+        &["probe", weights, "--data", data, "--val", data],
+        2,
+        &["no folder of its own", "leave val out"],
+    );
+}
+
+#[test]
 fn text_files_named_jpg_are_counted_and_too_many_stop_the_run() {
     let home = tempfile::tempdir().unwrap();
     write_images(home.path(), &["a", "b"], 4, 16);
