@@ -6,7 +6,7 @@ use nalgebra::{DMatrix, SymmetricEigen};
 use rayon::prelude::*;
 
 use super::{Part, ProbeConfig};
-use crate::data::{Dataset, ImageSize, normalise, whole_view};
+use crate::data::{BadImage, Dataset, ImageSize, normalise, whole_view};
 use crate::encoder::Encoder;
 use crate::error::Result;
 use crate::observe::Observer;
@@ -88,7 +88,8 @@ pub(crate) struct Moments {
 }
 
 /// Computes the features of `part`: the encoder in evaluation mode, on whole images. Maps are kept where they fit into
-/// `config.memory_mib`, else computed again whenever they are needed.
+/// `config.memory_mib`, else computed again whenever they are needed. The observer is told of images that cannot be read
+/// any more and that others stand in for.
 pub fn extract<'a>(
     encoder: &Encoder,
     part: &Part<'a>,
@@ -103,7 +104,12 @@ pub fn extract<'a>(
     let (mut channels, mut grid) = (0, [0; 2]);
     observer.begin("computing features", part.indices.len() as u64);
     for (batch, indices) in part.indices.chunks(BATCH).enumerate() {
-        let images = whole_images(part.dataset, indices, config.image_size)?;
+        let (images, passed_over) = readable_images(part.dataset, indices, config.image_size)?;
+        for BadImage { name, reason } in passed_over {
+            observer.note(&format!(
+                "cannot be read, another image is counted in its place: {name}: {reason}"
+            ));
+        }
         let map = encoder.layer(images, config.layers_before_end)?;
         let [n, c, h, w] = map.dims();
         (channels, grid) = (c, [h, w]);
@@ -145,22 +151,32 @@ pub fn extract<'a>(
 
 /// Whole images by number, normalised: `[N, channels, height, width]`.
 pub fn whole_images(dataset: &Dataset, indices: &[usize], size: ImageSize) -> Result<Tensor<4>> {
-    let views: Vec<Vec<u8>> = indices
-        .par_iter()
-        .map(|&index| {
-            let (picture, _) = dataset.images.picture(index)?;
-            Ok(whole_view(&picture, size))
-        })
-        .collect::<Result<_>>()?;
+    Ok(readable_images(dataset, indices, size)?.0)
+}
+
+/// As [`whole_images`], with the images that others stand in for.
+fn readable_images(
+    dataset: &Dataset,
+    indices: &[usize],
+    size: ImageSize,
+) -> Result<(Tensor<4>, Vec<BadImage>)> {
+    let read = |&index: &usize| {
+        let (picture, passed_over) = dataset.images.picture(index)?;
+        Ok((whole_view(&picture, size), passed_over))
+    };
+    let read: Vec<(Vec<u8>, Vec<BadImage>)> =
+        indices.par_iter().map(read).collect::<Result<_>>()?;
+    let (views, passed_over): (Vec<_>, Vec<_>) = read.into_iter().unzip();
     let mut pixels = Vec::with_capacity(views.iter().map(Vec::len).sum());
     for view in &views {
         normalise(view, size, &mut pixels);
     }
     let channels = pixels.len() / (indices.len() * size.pixels());
-    Ok(Tensor::from_data(
+    let images = Tensor::from_data(
         TensorData::new(pixels, [indices.len(), channels, size.height, size.width]),
         &crate::device(),
-    ))
+    );
+    Ok((images, passed_over.concat()))
 }
 
 impl Features<'_> {

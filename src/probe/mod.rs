@@ -152,13 +152,13 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
-    /// At most `count` of them, the same share of each class, drawn with `seed`.
+    /// At most `count` of them, the same share of each class as near as whole images allow, drawn with `seed`.
     pub fn limit(mut self, count: usize, seed: u64) -> Self {
         if count >= self.indices.len() {
             return self;
         }
-        let share = count as f64 / self.indices.len() as f64;
-        let (_, mut kept) = stratified_places(&self.labels, share, seed);
+        let mut kept = balanced_places(&self.labels, seed);
+        kept.truncate(count);
         kept.sort_unstable();
         self.indices = kept.iter().map(|&place| self.indices[place]).collect();
         self.labels = kept.iter().map(|&place| self.labels[place]).collect();
@@ -166,15 +166,39 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Places with labels, parted in two: the rest, and `share` of each class, at least one image of each that has two.
-pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+/// Places with labels, in an order whose every beginning has the same share of each class as near as whole images allow:
+/// one of each class comes first.
+fn balanced_places(labels: &[u32], seed: u64) -> Vec<usize> {
+    let of_class = places_of_classes(labels, seed);
+    let mut shares: Vec<(f64, usize)> = Vec::with_capacity(labels.len());
+    for members in of_class {
+        let share = |rank: usize| rank as f64 / members.len() as f64;
+        shares.extend(
+            members
+                .iter()
+                .enumerate()
+                .map(|(i, &place)| (share(i), place)),
+        );
+    }
+    // Stable, so that of equal shares the class with the smaller number comes first.
+    shares.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    shares.into_iter().map(|(_, place)| place).collect()
+}
+
+/// The places of each class in an order drawn with `seed`.
+fn places_of_classes(labels: &[u32], seed: u64) -> Vec<Vec<usize>> {
     let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
     let mut of_class = vec![Vec::new(); classes];
     for place in random::permutation(seed, Purpose::Sample, 0, labels.len()) {
         of_class[labels[place] as usize].push(place);
     }
+    of_class
+}
+
+/// Places with labels, parted in two: the rest, and `share` of each class, at least one image of each that has two.
+pub(crate) fn stratified_places(labels: &[u32], share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let (mut rest, mut chosen) = (Vec::new(), Vec::new());
-    for members in of_class {
+    for members in places_of_classes(labels, seed) {
         let wanted = (members.len() as f64 * share).round() as usize;
         let count = wanted.max(usize::from(members.len() > 1));
         chosen.extend(&members[..count]);
@@ -330,6 +354,15 @@ pub fn probe(
         let keep_maps = tasks.iter().any(|task| task.protocol == Protocol::Tran1);
         let train = extract(encoder, &data.train, config, keep_maps, observer)?;
         let held_out = extract(encoder, &data.held_out, config, keep_maps, observer)?;
+        for (features, part) in [(&train, &data.train), (&held_out, &data.held_out)] {
+            // NaN is above nothing: every class would come first.
+            if !features.pooled.values.iter().all(|value| value.is_finite()) {
+                return Err(Error::data(
+                    part.dataset.path(),
+                    "its features are infinite or NaN: the weights are damaged, or their training diverged",
+                ));
+            }
+        }
         let whitening = train.whitening();
         let frozen = Frozen {
             pooled: [&train, &held_out].map(|features| whitening.apply_pooled(features)),
@@ -447,19 +480,12 @@ fn labelled_places(labels: &[u32], share: f64, seed: u64) -> Vec<usize> {
     if share >= 1.0 {
         return (0..labels.len()).collect();
     }
-    let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
-    let mut counts = vec![0; classes];
-    labels.iter().for_each(|&label| counts[label as usize] += 1);
-    let mut taken = vec![0; classes];
-    let mut places: Vec<usize> = random::permutation(seed, Purpose::Sample, 0, labels.len())
-        .into_iter()
-        .filter(|&place| {
-            let class = labels[place] as usize;
-            let wanted = (counts[class] as f64 * share).round().max(1.0) as usize;
-            taken[class] += 1;
-            taken[class] <= wanted
-        })
-        .collect();
+    let few = |members: Vec<usize>| {
+        let wanted = (members.len() as f64 * share).round().max(1.0) as usize;
+        members.into_iter().take(wanted)
+    };
+    let of_class = places_of_classes(labels, seed);
+    let mut places: Vec<usize> = of_class.into_iter().flat_map(few).collect();
     places.sort_unstable();
     places
 }
@@ -477,6 +503,22 @@ mod tests {
         let few = labelled_places(&labels, 0.001, 3);
         assert_eq!(few.len(), 2);
         assert!(few.iter().all(|place| places.contains(place)));
+    }
+
+    #[test]
+    fn the_beginning_of_a_balanced_order_has_its_share_of_each_class() {
+        // Ten classes of seven images and one of a single one.
+        let labels: Vec<u32> = (0..71).map(|i| i / 7).collect();
+        let order = balanced_places(&labels, 3);
+        let of_class = |count: usize, class| {
+            let taken = order[..count].iter();
+            taken.filter(|&&p| labels[p] == class).count()
+        };
+        assert!((0..11).all(|class| of_class(11, class) == 1));
+        assert!((0..10).all(|class| [3, 4].contains(&of_class(36, class))));
+        let mut all = order.clone();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..71));
     }
 
     #[test]
