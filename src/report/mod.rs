@@ -186,9 +186,8 @@ fn sentence(records: &[ProbeRecord], method: &str) -> String {
     match (gain(method), gain(SHIPPED_ROW)) {
         (Some(run), Some(shipped)) => format!(
             "The untrained network is the floor that pre-training has to clear, and a strong one: colour alone tells many \
-             classes apart. This run stands {run:+.1} points from it, averaged over the protocols: a few \
-             epochs of a few thousand images are not expected to clear it. The shipped weights, {SHIPPED_TRAINING}, stand \
-             {shipped:+.1} points from it."
+             classes apart. This run stands {run:+.1} points from it, averaged over the protocols; the shipped weights, \
+             {SHIPPED_TRAINING}, stand {shipped:+.1} points from it."
         ),
         (Some(run), None) => format!(
             "The untrained network is the floor that pre-training has to clear; this run stands {run:+.1} points from it, \
@@ -305,7 +304,6 @@ fn pictures_of<M: PretrainModel>(
             others.take(NEIGHBOURS).map(|(i, _)| gallery[*i])
         })
         .collect();
-    let near_images = whole_images(dataset, &near, config.image_size)?;
     let per_row = near.len() / shown.len().max(1);
     (0..shown.len())
         .map(|i| {
@@ -325,8 +323,11 @@ fn pictures_of<M: PretrainModel>(
                     })
                     .transpose()?,
                 components: pictures::colours(&components[i], features.grid)?,
-                neighbours: (0..per_row)
-                    .map(|k| pictures::image(one(&near_images, i * per_row + k)))
+                neighbours: near[i * per_row..(i + 1) * per_row]
+                    .iter()
+                    .map(|&near| {
+                        pictures::image(whole_images(dataset, &[near], config.image_size)?)
+                    })
                     .collect::<Result<_>>()?,
             })
         })

@@ -4,7 +4,7 @@ use std::fs;
 
 use base64::Engine;
 
-use crate::support::{events, json, qbheat, read_tensors, write_images};
+use crate::support::{events, json, qbheat, quick_run, read_tensors, stderr, write_images};
 
 #[test]
 fn a_run_can_be_probed_reported_and_its_encoder_used_on() {
@@ -123,6 +123,19 @@ fn check_page(html: &str) {
             .decode(bytes)
             .unwrap();
         assert!(image::load_from_memory(&bytes).is_ok());
+    }
+}
+
+#[test]
+fn a_page_is_made_where_one_image_only_is_held_out() {
+    let home = tempfile::tempdir().unwrap();
+    write_images(&home.path().join("set/train"), &["a"], 8, 16);
+    write_images(&home.path().join("set/val"), &["a"], 1, 16);
+    let path = |name: &str| home.path().join(name).display().to_string();
+    let (data, run) = (path("set"), path("run"));
+    for arguments in [quick_run(&data, &run), vec!["report", &run]] {
+        let output = qbheat(&arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
     }
 }
 
