@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::data::place;
 use crate::error::{Error, Result};
 use crate::pretrain;
-use crate::probe::{ProbeRecord, ProbeResult, is_row, named};
+use crate::probe::{ProbeRecord, ProbeResult, UNTRAINED, is_row, named};
 use crate::train::RunFolder;
 
 const REMEDY: &str =
@@ -100,11 +100,16 @@ pub fn cells_of_runs(paths: &[PathBuf]) -> Result<Vec<Cell>> {
     Ok(cells)
 }
 
+/// What is added to `name` in that of a variant of it.
+fn variant_of<'a>(weights: &'a str, name: &str) -> Option<&'a str> {
+    let rest = weights.strip_prefix(name)?;
+    (rest.is_empty() || rest.starts_with(", ")).then_some(rest)
+}
+
 impl Compared {
     /// What the name of a result of the run's own weights adds to that of the method; nothing where the weights are others.
     fn variant<'a>(&self, record: &'a ProbeRecord) -> Option<&'a str> {
-        let rest = record.weights.strip_prefix(self.config.method_name())?;
-        (rest.is_empty() || rest.starts_with(", ")).then_some(rest)
+        variant_of(&record.weights, self.config.method_name())
     }
 
     fn add(&self, record: &ProbeRecord, cells: &mut Vec<Cell>) {
@@ -115,10 +120,12 @@ impl Compared {
             |rest| format!("{}{rest}", self.name),
         );
         let score = Score::from(&record.result);
+        // A run's seed is that of its own weights and of untrained ones, not of those scored into it from elsewhere.
+        let of_seed = is_own || variant_of(&record.weights, UNTRAINED).is_some();
         let same = |cell: &&mut Cell| {
             cell.method == method
                 && cell.encoder == self.config.encoder.name
-                && cell.seed == self.config.seed
+                && (cell.seed == self.config.seed || !of_seed)
         };
         if let Some(cell) = cells.iter_mut().find(same) {
             // The untrained network, say, may have been scored into several runs.

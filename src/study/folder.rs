@@ -86,17 +86,30 @@ impl<'a> StudyFolder<'a> {
         self.file(RUNS).join(format!("{cell}.given.json"))
     }
 
-    /// The epochs of every cell, or why it cannot be run, without running any.
+    /// The epochs of every cell, or why it cannot be run, of which `check` finds some, without running any.
     pub fn lengths<P>(
         &self,
         cells: &[P],
         name: impl Fn(&P) -> String,
+        check: impl Fn(&P) -> Result<()>,
         epochs: impl Fn(&P) -> Result<usize>,
     ) -> Result<Vec<(String, Result<usize>)>> {
+        self.check_no_run()?;
         create_folder(self.folder.path())?;
         let _lock = self.folder.lock()?;
+        let length = |cell| check(cell).and_then(|()| epochs(cell));
         let cells = cells.iter();
-        Ok(cells.map(|cell| (name(cell), epochs(cell))).collect())
+        Ok(cells.map(|cell| (name(cell), length(cell))).collect())
+    }
+
+    /// Refuses the folder of a run, whose report would be written over.
+    fn check_no_run(&self) -> Result<()> {
+        if !self.file(CONFIG_FILE).exists() {
+            return Ok(());
+        }
+        Err(Error::RunExists {
+            path: self.folder.path().to_owned(),
+        })
     }
 
     /// Makes what is missing, cell by cell, until it is asked to stop; what `check` refuses is found before anything is
@@ -111,6 +124,7 @@ impl<'a> StudyFolder<'a> {
         kept: impl Fn(&P) -> Result<Option<C>>,
         mut progress: impl FnMut(&StudyOutcome<C>) -> Result<()>,
     ) -> Result<StudyOutcome<C>> {
+        self.check_no_run()?;
         for folder in [CELLS, RUNS] {
             create_folder(&self.file(folder))?;
         }
@@ -124,18 +138,20 @@ impl<'a> StudyFolder<'a> {
             failed: Vec::new(),
             stopped: false,
         };
+        // Those that an earlier process made are among them, however far this one has come.
+        let all_kept = || -> Result<Vec<C>> {
+            let kept = cells.iter().filter_map(|cell| kept(cell).transpose());
+            kept.collect()
+        };
         for (i, cell) in cells.iter().enumerate() {
             // Scoring does not heed a signal; what follows it should.
             outcome.stopped |= stop();
             if outcome.stopped {
-                outcome.cells.extend(kept(cell)?);
-                continue;
+                break;
             }
             let name = name(cell);
             observer.note(&format!("cell {} of {}: {name}", i + 1, cells.len()));
-            let result = make(cell);
-            outcome.cells.extend(kept(cell)?);
-            match result {
+            match make(cell) {
                 Ok(()) => {}
                 Err(Error::Stopped) => outcome.stopped = true,
                 Err(error) => {
@@ -143,8 +159,10 @@ impl<'a> StudyFolder<'a> {
                     outcome.failed.push((name, error.to_string()));
                 }
             }
+            outcome.cells = all_kept()?;
             progress(&outcome)?;
         }
+        outcome.cells = all_kept()?;
         Ok(outcome)
     }
 

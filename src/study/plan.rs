@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::{StudyFile, twice};
-use crate::config::{Config, LATENT, Method};
+use crate::config::{Config, LATENT, Method, OF_PROCESS};
 use crate::error::{Error, Result};
 use crate::probe::{Protocol, Task, UNTRAINED, file_name};
 
@@ -130,8 +130,10 @@ impl StudyFile {
         if let Some(epochs) = self.epochs {
             add("optim.epochs", epochs.to_string());
         }
-        let of_study =
-            |key: &str| OF_STUDY.contains(&key) || key == "optim.epochs" && self.minutes.is_some();
+        let of_study = |key: &str| {
+            let of_length = key == "optim.epochs" && self.minutes.is_some();
+            OF_STUDY.contains(&key) || OF_PROCESS.contains(&key) || of_length
+        };
         settings.extend(own_settings(&self.set, encoder, &OWN_KEYS, of_study)?);
         let of_method = own_settings(&self.set, method, &OWN_KEYS, of_study)?;
         let of_encoder = |(key, _): &&(String, String)| OF_ENCODERS.contains(&key.as_str());
@@ -226,7 +228,7 @@ pub(super) fn own_settings(
     }
     if let Some((key, _)) = settings.iter().find(|(key, _)| of_study(key)) {
         return Err(Error::Refused(format!(
-            "[set.{name}] {key}: that is the study's own to say, for all cells"
+            "[set.{name}] {key}: that is for the study or its command to say, for all cells"
         )));
     }
     Ok(settings)

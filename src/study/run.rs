@@ -62,10 +62,12 @@ impl<'a> Study<'a> {
 
     /// The epochs of every cell that is planned, without running any; where the study counts minutes, paces are measured.
     pub fn lengths(&self) -> Result<Vec<(String, Result<usize>)>> {
-        self.folder
-            .lengths(&self.plan.cells, PlannedCell::name, |planned| {
-                self.epochs(planned)
-            })
+        self.folder.lengths(
+            &self.plan.cells,
+            PlannedCell::name,
+            |planned| self.check_kept(planned),
+            |planned| self.epochs(planned),
+        )
     }
 
     /// Runs what is missing. A cell that fails does not keep the others from being run. After each cell `progress` is told
@@ -99,6 +101,8 @@ impl<'a> Study<'a> {
         let name = planned.name();
         let defaults = Config::default().to_toml();
         if let Some(cell) = self.kept(planned)? {
+            let untrained = cell.epochs == 0;
+            check_equal(&name, "untrained", &untrained, &planned.untrained)?;
             let (found, expected) = (&cell.given, self.given(&planned.config)?);
             check_equal(&name, "data of fingerprint", &found.data, &expected.data)?;
             check_equal(&name, "val of fingerprint", &found.val, &expected.val)?;
@@ -109,7 +113,7 @@ impl<'a> Study<'a> {
             let expected = describe(&expected, planned.untrained);
             check_same(&name, &cell.config, &expected, &defaults)?;
         }
-        if let Some(run) = self.folder.begun(&name) {
+        if let Some(run) = self.folder.begun(&name).filter(|_| !planned.untrained) {
             let begun = pretrain::resumed_config(&run, None)?;
             let expected = self.with_epochs(planned, begun.optim.epochs)?;
             let [begun, expected] = [&begun, &expected].map(|config| describe(config, false));
@@ -252,8 +256,8 @@ impl<'a> Study<'a> {
         Ok(config)
     }
 
-    /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the training
-    /// images.
+    /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the images of
+    /// an epoch.
     fn pace(&self, planned: &PlannedCell) -> Result<(f64, usize)> {
         let observer = self.folder.around.observer;
         let dataset = self.dataset(&planned.config, &self.file.data)?;
@@ -270,7 +274,9 @@ impl<'a> Study<'a> {
         };
         let measure = || Ok(bench(&config, &dataset, &timing, observer)?.mean);
         let pace = self.folder.pace(key, measure)?;
-        Ok((pace, dataset.train.len()))
+        // Of whole batches, as training takes them.
+        let batch = config.optim.batch_size;
+        Ok((pace, dataset.train.len() / batch * batch))
     }
 
     fn val(&self, config: &Config) -> Result<Option<Rc<Dataset>>> {

@@ -135,12 +135,43 @@ fn a_study_that_no_longer_fits_its_folder_is_refused() {
         text.contains("optim.batch_size = 4") && text.contains("says 5"),
         "{text}"
     );
+    let output = qbheat(&["study", &study, "--out", &out, "--plan"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("optim.batch_size = 4"));
+    // A run has a report of its own.
+    let run = format!("{out}/runs/qb-heat.mobilenet-tiny.seed0");
+    let output = qbheat(&["study", &study, "--out", &run]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("this run exists already"));
+}
+
+#[test]
+fn what_was_trained_does_not_stand_for_an_untrained_network() {
+    let home = tempfile::tempdir().unwrap();
+    let text = STUDY
+        .replace("\"qb-heat\", \"moco-v2\", \"untrained\"", "\"x\"")
+        .replace("[0, 1]", "[0]")
+        .replace(
+            "moco-v2.moco]\nqueue = 16\nsub_batches = 2",
+            "x]\nmethod = \"qb-heat\"",
+        );
+    let study = write_study(home.path(), &text);
+    let out = home.path().join("out").display().to_string();
+    let run = || qbheat(&["study", &study, "--out", &out]);
+    assert!(run().status.success());
+    let text = std::fs::read_to_string(&study).unwrap();
+    std::fs::write(&study, text.replace("= \"qb-heat\"", "= \"untrained\"")).unwrap();
+    let output = run();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("untrained false, the study now has true"));
 }
 
 #[test]
 fn minutes_become_epochs_by_the_pace_of_each_method() {
     let home = tempfile::tempdir().unwrap();
-    let text = STUDY.replace("epochs = 1", "minutes = 0.01");
+    let text = STUDY
+        .replace("epochs = 1", "minutes = 0.01")
+        .replace("batch_size = 4", "batch_size = 8");
     let study = write_study(home.path(), &text);
     let out = home.path().join("out");
     let plan = json(&qbheat(&[
@@ -164,8 +195,8 @@ fn minutes_become_epochs_by_the_pace_of_each_method() {
         assert_eq!(of_kind.len(), 2);
         assert_eq!(of_kind[0]["epochs"], of_kind[1]["epochs"]);
         let planned = of_kind[0];
-        // 0.6 seconds on 20 training images.
-        let expected = (0.6 * images_per_s.as_f64().unwrap() / 20.0)
+        // 0.6 seconds on 20 training images, of which an epoch of whole batches has 16.
+        let expected = (0.6 * images_per_s.as_f64().unwrap() / 16.0)
             .round()
             .max(1.0);
         assert_eq!(planned["epochs"].as_f64(), Some(expected));
@@ -194,6 +225,11 @@ fn a_wrong_study_is_refused_with_its_key() {
             "queue = 16",
             "queue = 16\n[set.qb-heat]\nmethod = \"moco-v2\"",
             "[set.qb-heat] method",
+        ),
+        (
+            "queue = 16",
+            "queue = 16\n[set.qb-heat]\nkernels = false",
+            "[set.qb-heat] kernels",
         ),
         ("batch_size = 4", "batchsize = 4", "batchsize"),
         (
@@ -275,6 +311,27 @@ fn runs_are_compared_where_they_can_be() {
         methods(&[&ours, &longer, &seed, &more]),
         ["qb-heat", &longer, "qb-heat", &longer]
     );
+
+    // One set of weights is one cell, into however many runs it is scored.
+    for into in [&ours, &seed] {
+        let weights = "builtin:mobilenet-tiny-cifar10";
+        let output = qbheat(&[
+            "probe",
+            weights,
+            "--data",
+            &data,
+            "--protocol",
+            "knn",
+            "--into",
+            into,
+        ]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        std::fs::read(Path::new(into).join("probes/shipped.knn.json")).unwrap();
+    }
+    assert_eq!(methods(&[&ours, &seed]), ["qb-heat", "qb-heat", "shipped"]);
+    for into in [&ours, &seed] {
+        std::fs::remove_file(Path::new(into).join("probes/shipped.knn.json")).unwrap();
+    }
 
     let refused = |arguments: &[&str], words: &str| {
         let out = home.path().join("page").display().to_string();

@@ -52,8 +52,12 @@ impl<'a> DetectionStudy<'a> {
 
     /// The epochs of every cell, without running any; where the study counts minutes, paces are measured.
     pub fn lengths(&self) -> Result<Vec<(String, Result<usize>)>> {
-        self.folder
-            .lengths(&self.cells, Planned::name, |planned| self.epochs(planned))
+        self.folder.lengths(
+            &self.cells,
+            Planned::name,
+            |planned| self.check_kept(planned),
+            |planned| self.epochs(planned),
+        )
     }
 
     /// Runs what is missing. A cell that fails does not keep the others from being run. After each cell `progress` is told
