@@ -170,9 +170,9 @@ impl Train {
 
     fn config(&self) -> Result<DetectorConfig> {
         // What the weights were made for comes before what the user wishes.
-        let (_, settings) = DetectorConfig::settings_of_weights(&self.weights)
+        let (_, of_weights) = DetectorConfig::settings_of_weights(&self.weights)
             .map_err(|error| error.called("WEIGHTS"))?;
-        let mut settings = Settings(settings);
+        let mut settings = Settings::default();
         if self.overfit_one_batch {
             settings
                 .add("detect.overfit", Some(OVERFIT_IMAGES))
@@ -195,7 +195,7 @@ impl Train {
         settings.0.extend(train.settings("detect.train"));
         settings.0.extend(val.settings("detect.val"));
         settings.parsed(&self.settings)?;
-        DetectorConfig::load(self.config.as_deref(), settings.pairs())
+        DetectorConfig::load_for(of_weights, self.config.as_deref(), settings.pairs())
     }
 }
 

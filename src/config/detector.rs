@@ -135,6 +135,27 @@ impl DetectorConfig {
         Ok(config)
     }
 
+    /// As [`Self::load`] for weights that ask for `of_weights`. Stride and channels, which a network can be given others
+    /// of, are as the file has them where it says so.
+    pub fn load_for(
+        mut of_weights: Vec<(String, String)>,
+        file: Option<&Path>,
+        settings: &[(String, String)],
+    ) -> Result<Self> {
+        let table: Option<Table> = file.map(|path| read_toml(path, "--config")).transpose()?;
+        let says = |section: &str, key: &str| {
+            let section = table.as_ref().and_then(|table| table.get(section));
+            section.is_some_and(|section| section.get(key).is_some())
+        };
+        of_weights.retain(|(key, _)| match key.as_str() {
+            "encoder.stride" => !says("encoder", "stride"),
+            "data.channels" => !says("data", "channels"),
+            _ => true,
+        });
+        of_weights.extend_from_slice(settings);
+        Self::load(file, &of_weights)
+    }
+
     /// One that says with what to compute, of all `settings`: for what has to be known before weights are opened.
     pub fn of_process(mut settings: Vec<(String, String)>) -> Result<Self> {
         settings.retain(|(key, _)| OF_PROCESS.contains(&key.as_str()));

@@ -1,11 +1,12 @@
 //! The images that a detector is trained on and those that it is scored on.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::coco::Class;
 use super::origin::Origin;
 use super::set::{DetectionSet, Scored};
-use crate::config::{DetectConfig, DetectorConfig};
+use crate::config::{DetectConfig, DetectorConfig, require};
 use crate::data::DataConfig;
 use crate::error::{Error, Result};
 use crate::observe::Observer;
@@ -29,6 +30,15 @@ pub struct Sets {
 /// later do not change what it was trained on.
 pub fn find_parts(config: &mut DetectConfig) -> Result<()> {
     let DetectConfig { train, val, .. } = config;
+    if val.path.as_os_str().is_empty() {
+        require(
+            val.images.as_os_str().is_empty() || !val.part.is_empty(),
+            "detect.val.images",
+            val.images.display(),
+            "detect.val.path or detect.val.part beside it, which say what is on these images",
+        )?;
+        *val = train.to_score(Path::new(""), &val.images, &val.part);
+    }
     train.check_part()?;
     val.check_part()?;
     let files = train.annotation_files()?;
