@@ -1,5 +1,6 @@
 //! Encoder weights: where a command gets them from, and the file they are kept in.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -103,12 +104,15 @@ impl Weights {
         let run = RunFolder::open(path)?;
         refuse_detector(&run)?;
         let file = run.file(ENCODER_FILE);
-        let bytes = std::fs::read(&file).map_err(|_| Error::Foreign {
-            path: path.to_owned(),
-            message: format!(
-                "the run has no {ENCODER_FILE} yet; finish it with `qbheat resume {}`",
-                path.display()
-            ),
+        let bytes = std::fs::read(&file).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::Foreign {
+                path: path.to_owned(),
+                message: format!(
+                    "the run has no {ENCODER_FILE} yet; finish it with `qbheat resume {}`",
+                    path.display()
+                ),
+            },
+            _ => Error::io(&file)(error),
         })?;
         let mut weights = Self::from_bytes(&bytes, &file)?;
         weights.name = name.to_owned();
@@ -175,7 +179,24 @@ impl Weights {
             )));
         }
         let name = path.display().to_string();
+        let damaged = |what: String| foreign(format!("its description is damaged ({what})"));
+        encoder::find(&metadata.encoder)?
+            .check_stride(metadata.stride)
+            .map_err(|error| damaged(error.to_string()))?;
         let blank = Self::untrained(&metadata.encoder, 0, metadata.images())?;
+        if metadata.channels != blank.metadata.channels {
+            return Err(damaged(format!(
+                "channels {}, where {} has {}",
+                metadata.channels, metadata.encoder, blank.metadata.channels
+            )));
+        }
+        let colours = |of: &Metadata| [of.mean.clone(), of.std.clone()];
+        if colours(&metadata) != colours(&blank.metadata) {
+            return Err(foreign(format!(
+                "was trained on pixels of mean {:?} and deviation {:?}, this program makes them {:?} and {:?}",
+                metadata.mean, metadata.std, blank.metadata.mean, blank.metadata.std
+            )));
+        }
         Ok(Self {
             encoder: tensors.load_into(blank.encoder).map_err(weights)?,
             metadata,

@@ -1,5 +1,5 @@
 //! MoCo-v2: "Momentum Contrast for Unsupervised Visual Representation Learning" (He et al., arXiv 1911.05722) with the
-//! projection, the temperature and the augmentation of "Improved Baselines with Momentum Contrastive Learning" (Chen et
+//! projection and the augmentation of "Improved Baselines with Momentum Contrastive Learning" (Chen et
 //! al., arXiv 2003.04297).
 
 use std::ops::Range;

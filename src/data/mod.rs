@@ -34,6 +34,9 @@ pub use source::{BUILTIN, place};
 pub(crate) use source::{Entry, Source};
 pub use split::Split;
 
+/// Each keeps some batches ready.
+const MAX_LOADER_THREADS: usize = 256;
+
 /// Where images come from and how they are prepared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -119,10 +122,10 @@ impl DataConfig {
             "red, green and blue from 0 to 255",
         )?;
         require(
-            self.loader_threads > 0,
+            (1..=MAX_LOADER_THREADS).contains(&self.loader_threads),
             "data.loader_threads",
             self.loader_threads,
-            "at least 1",
+            &format!("from 1 to {MAX_LOADER_THREADS}"),
         )?;
         require(
             share(self.max_bad_share),

@@ -97,7 +97,7 @@ impl Images {
 }
 
 impl PretrainModel for QbHeat {
-    const TRIVIAL: &'static str = "the best constant guess";
+    const TRIVIAL: &'static str = "a guess without learning";
     const PRESET: &'static str = "";
 
     fn loss(&self, batch: &Images, seed: u64) -> Tensor<1> {

@@ -1,6 +1,7 @@
 //! Steps whose loss or gradients are not finite: kept under the run, and played again.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -142,9 +143,12 @@ pub fn replay_step<M: Module>(
 ) -> Result<Replay> {
     let folder = run.file(FOLDER);
     let path = folder.join(BATCH);
-    let bytes = std::fs::read(&path).map_err(|_| Error::Foreign {
-        path: run.path().to_owned(),
-        message: "has kept no bad step: all its losses and gradients were finite".into(),
+    let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::Foreign {
+            path: run.path().to_owned(),
+            message: "has kept no bad step: all its losses and gradients were finite".into(),
+        },
+        _ => Error::io(&path)(error),
     })?;
     let damaged = |message: String| Error::Foreign {
         path: path.clone(),

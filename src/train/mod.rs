@@ -106,7 +106,10 @@ impl OptimConfig {
             "a number from 0 up",
         )?;
         require(
-            self.betas.iter().all(|&beta| share(beta)),
+            // The step computes with 32 bits, where what is next to 1 would be 1.
+            self.betas
+                .iter()
+                .all(|&beta| share(beta) && (beta as f32) < 1.0),
             "optim.betas",
             format!("{:?}", self.betas),
             "two numbers from 0 to below 1",
