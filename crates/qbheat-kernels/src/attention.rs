@@ -126,6 +126,10 @@ impl Scratch {
     }
 }
 
+/// Entries of softmax(x) so far below the largest are 0: they would not be seen beside it, and their products would be
+/// subnormal numbers, which some processors are slow with.
+const NOTHING: f32 = -75.0;
+
 /// softmax(scale·x) of each row of `width`.
 fn softmax(x: &mut [f32], width: usize, scale: f32) {
     vectorised(
@@ -134,7 +138,8 @@ fn softmax(x: &mut [f32], width: usize, scale: f32) {
             for row in x.chunks_exact_mut(width) {
                 let most = largest(row);
                 for x in &mut *row {
-                    *x = exp((*x - most) * scale);
+                    let below = (*x - most) * scale;
+                    *x = if below < NOTHING { 0.0 } else { exp(below) };
                 }
                 let share = 1.0 / sum(row);
                 for x in row {
@@ -145,8 +150,8 @@ fn softmax(x: &mut [f32], width: usize, scale: f32) {
     );
 }
 
-/// Puts `value` where rows of q, which begin with row `first`, meet rows of k of another segment.
-fn keep_apart(value: f32, segments: &[u32], first: usize, scores: &mut [f32]) {
+/// Leaves no score where rows of q, which begin with row `first`, meet rows of k of another segment.
+fn keep_apart(segments: &[u32], first: usize, scores: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
@@ -155,7 +160,11 @@ fn keep_apart(value: f32, segments: &[u32], first: usize, scores: &mut [f32]) {
                 .zip(&segments[first..])
             {
                 for (score, other) in row.iter_mut().zip(segments) {
-                    *score = if other == own { *score } else { value };
+                    *score = if other == own {
+                        *score
+                    } else {
+                        f32::NEG_INFINITY
+                    };
                 }
             }
         },
@@ -174,14 +183,10 @@ impl Head<'_> {
     fn weigh(&self, first: usize, rows: usize, q: Rows, keys: &Packed, weights: &mut [f32]) {
         let s = self.layout.lengths[1];
         multiply_rows(rows, q, keys, Onto::Zero, RowsMut::new(weights, s));
-        if self.segments.is_empty() {
-            softmax(weights, s, scale(self.layout));
-        } else {
-            keep_apart(f32::NEG_INFINITY, self.segments, first, weights);
-            softmax(weights, s, scale(self.layout));
-            // What is left of them are subnormal numbers, which some processors are slow with.
-            keep_apart(0.0, self.segments, first, weights);
+        if !self.segments.is_empty() {
+            keep_apart(self.segments, first, weights);
         }
+        softmax(weights, s, scale(self.layout));
     }
 }
 

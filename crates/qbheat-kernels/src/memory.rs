@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 /// The system's allocator, except that large blocks are cut from regions that are kept when the blocks are freed.
 ///
 /// The smallest free range that is large enough is taken; free neighbours become one. A region that is free as a whole
-/// goes back to the system where the others hold as much as was ever in use.
+/// goes back to the system where the others hold a quarter more than was ever in use.
 pub struct KeepingAllocator {
     state: Mutex<State>,
 }

@@ -32,6 +32,7 @@ impl Operation for Patches {
 
 fn patches(images: &Array, side: usize, epsilon: Option<f32>) -> Array {
     let [samples, colours, height, width] = images.dims();
+    assert!(height.is_multiple_of(side) && width.is_multiple_of(side));
     let (rows, columns) = (height / side, width / side);
     let values = side * side * colours;
     let mut patches = unwritten(samples * rows * columns * values);

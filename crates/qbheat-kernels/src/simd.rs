@@ -61,8 +61,8 @@ impl Vectors {
 /// A new vector whose entries are to be written before they are read.
 pub fn unwritten(length: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(length);
-    // SAFETY: any bits are an f32. The kernels write every entry before one is read; zeroing them first would cost as
-    // much time as many a kernel.
+    // SAFETY: the kernels write every entry before one is read; zeroing them first would cost as much time as many a
+    // kernel.
     #[allow(clippy::uninit_vec)]
     unsafe {
         values.set_len(length);

@@ -96,8 +96,13 @@ fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
             && plan.parameters.iter().zip(parameters).all(alike)
     };
     let plans = || PLANS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = |plans: &VecDeque<Arc<Plan>>| plans.iter().find(|plan| is_same(plan)).cloned();
-    let found = known(&plans());
+    // What was used last goes last.
+    let known = |plans: &mut VecDeque<Arc<Plan>>| {
+        let found = plans.remove(plans.iter().position(is_same)?)?;
+        plans.push_front(found.clone());
+        Some(found)
+    };
+    let found = known(&mut plans());
     if let Some(found) = found {
         return found;
     }
@@ -112,7 +117,7 @@ fn plan(chain: &Chain, stages: &[Stage], inputs: &[Array]) -> Arc<Plan> {
     });
     let mut plans = plans();
     // Another thread may have made it meanwhile.
-    if let Some(found) = known(&plans) {
+    if let Some(found) = known(&mut plans) {
         return found;
     }
     plans.push_front(made.clone());

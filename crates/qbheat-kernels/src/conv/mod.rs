@@ -217,7 +217,9 @@ impl Operation for Chain {
             };
             let z = Array::new(z, &stage.shape());
             let [mean, variance] = statistics.clone();
-            saved.extend([z.clone(), mean, variance]);
+            if saves {
+                saved.extend([z.clone(), mean, variance]);
+            }
             previous = Some(stage.behind(Some(z), statistics, self.epsilon));
         }
         let output = match (previous, made) {
@@ -237,9 +239,6 @@ impl Operation for Chain {
             }
             (None, made) => made.expect("a chain has stages"),
         };
-        if !saves {
-            saved.clear();
-        }
         Forward {
             output,
             extras,
