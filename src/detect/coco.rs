@@ -663,14 +663,19 @@ impl Boxes {
             );
             faults.push((Kind::BoxClipped, message));
         }
-        let area = annotation.area.as_f64().map(|area| area * x * y);
+        let whole = bbox[2] * bbox[3];
+        let stated = annotation.area.as_f64().map(|area| area * x * y);
+        let stated = stated.filter(|area| *area > 0.0 && area.is_finite());
         Ok(TrueBox {
             annotation: id,
             class,
             bbox,
-            area: area
-                .filter(|&area| !clipped && area > 0.0 && area.is_finite())
-                .unwrap_or(bbox[2] * bbox[3]),
+            // What is stated may be that of a part that was clipped away.
+            area: match stated {
+                Some(area) if clipped => area.min(whole),
+                Some(area) => area,
+                None => whole,
+            },
             crowd,
         })
     }

@@ -349,6 +349,12 @@ fn boxes_follow_clipping_and_another_size_and_small_omissions_are_tolerated() {
     let set = changed(first_annotation("bbox", json!([28, -4, 10, 12]))).unwrap();
     let TrueBox { bbox, area, .. } = &all_boxes(&set)[0];
     assert_eq!((*bbox, *area), ([28.0, 0.0, 4.0, 8.0], 32.0));
+    // That of an outline that is not cut stays.
+    let set = changed(|annotations| {
+        first_annotation("bbox", json!([28, -4, 10, 12]))(annotations);
+        first_annotation("area", json!(20))(annotations);
+    });
+    assert_eq!(all_boxes(&set.unwrap())[0].area, 20.0);
 
     // Rounded numbers that reach a hair beyond are only set right.
     let set = changed(first_annotation("bbox", json!([22.001, 0, 10, 12]))).unwrap();
