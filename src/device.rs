@@ -108,7 +108,8 @@ fn open(compute: Compute) -> Result<Device> {
         #[allow(unreachable_patterns, reason = "depends on the features")]
         missing => Err(unusable(
             missing,
-            "this program was built without it; build with `cargo build --release --features wgpu` or `cuda`",
+            "this program was built without it; take --device cpu, or build with `cargo build --release --features wgpu` or \
+             `cuda`",
         )),
     }
 }

@@ -135,21 +135,24 @@ impl DetectorConfig {
         Ok(config)
     }
 
-    /// As [`Self::load`] for weights that ask for `of_weights`. Stride and channels, which a network can be given others
-    /// of, are as the file has them where it says so.
+    /// As [`Self::load`] for weights that ask for `of_weights`. The stride, and the channels of weights that are still to
+    /// be drawn, are as the file has them where it says so.
     pub fn load_for(
         mut of_weights: Vec<(String, String)>,
         file: Option<&Path>,
         settings: &[(String, String)],
     ) -> Result<Self> {
         let table: Option<Table> = file.map(|path| read_toml(path, "--config")).transpose()?;
+        // A stride of 0 says nothing.
         let says = |section: &str, key: &str| {
             let section = table.as_ref().and_then(|table| table.get(section));
-            section.is_some_and(|section| section.get(key).is_some())
+            let value = section.and_then(|section| section.get(key));
+            value.is_some_and(|value| value.as_integer() != Some(0))
         };
+        let drawn = of_weights.contains(&("encoder.init".into(), String::new()));
         of_weights.retain(|(key, _)| match key.as_str() {
             "encoder.stride" => !says("encoder", "stride"),
-            "data.channels" => !says("data", "channels"),
+            "data.channels" => !(drawn && says("data", "channels")),
             _ => true,
         });
         of_weights.extend_from_slice(settings);

@@ -29,8 +29,14 @@ pub struct Sets {
 /// configuration does not say which to take. What is kept of a run is the configuration after that: files that are added
 /// later do not change what it was trained on.
 pub fn find_parts(config: &mut DetectConfig) -> Result<()> {
-    let DetectConfig { train, val, .. } = config;
-    if val.path.as_os_str().is_empty() {
+    let DetectConfig {
+        train,
+        val,
+        overfit,
+        ..
+    } = config;
+    // Else it is scored on what it is trained on.
+    if *overfit == 0 && val.path.as_os_str().is_empty() {
         require(
             val.images.as_os_str().is_empty() || !val.part.is_empty(),
             "detect.val.images",

@@ -25,15 +25,13 @@ use crate::nn::{Init, Named, StateDict, sum_of_losses};
 use crate::observe::{Observer, Silent};
 use crate::random::{self, Purpose};
 use crate::train::{
-    AdamWConfig, Course, KeptBatch, Outcome, Replay, RunFolder, Start, Surroundings, Trainee,
-    replay_step, write_durably,
+    AdamWConfig, BASELINE, Course, KeptBatch, Outcome, Replay, RunFolder, Start, Surroundings,
+    Trainee, replay_step, write_durably,
 };
 use crate::weights::given_encoder;
 
 /// Names and ids of the classes, in the order of their numbers.
 const CLASSES_FILE: &str = "classes.json";
-/// Kind of the event of what needs no learning.
-const BASELINE: &str = "baseline";
 /// Training images from which the whitening is taken.
 const WHITENED_ON: usize = 1000;
 /// What counts as an epoch of one batch that is seen again and again.
@@ -242,9 +240,7 @@ fn loader(config: &DetectorConfig, sets: &Sets, first_step: u64) -> DetectionLoa
 }
 
 fn logged_floors(run: &RunFolder) -> Result<Floors> {
-    let events = run.read_events()?;
-    let baseline = events.into_iter().find(|event| event["kind"] == BASELINE);
-    let floors = serde_json::from_value(baseline.unwrap_or_default());
+    let floors = serde_json::from_value(run.baseline()?.unwrap_or_default());
     floors.map_err(|error| Error::Foreign {
         path: run.path().to_owned(),
         message: format!("its log does not begin with what needs no learning ({error})"),

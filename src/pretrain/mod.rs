@@ -113,8 +113,8 @@ pub fn seen_in_val(weights: &Weights, val: &Dataset) -> Result<Option<Seen>> {
     let seen = same_place && !matches!(val.split, Split::Own { .. });
     Ok(seen.then(|| Seen {
         why: format!(
-            "{}: trained on these images, also on most of those that are scored; leave --val out to score those that it \
-             held out",
+            "{}: trained on most of the images that are scored; given as --data, without --val, they are scored where it \
+             held them out",
             weights.name
         ),
         certain: true,
@@ -171,11 +171,10 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
 
 /// Keeps which images a run is on from here, where it does not say so yet.
 fn write_index(run: &RunFolder, dataset: &Dataset) -> Result<()> {
-    let (path, index) = (run.file(INDEX_FILE), dataset.index().to_bytes());
-    if std::fs::read(&path).is_ok_and(|kept| kept == index) {
+    if read_index(run)?.is_some_and(|kept| dataset.is_of(&kept)) {
         return Ok(());
     }
-    write_durably(&path, &index)
+    write_durably(&run.file(INDEX_FILE), &dataset.index().to_bytes())
 }
 
 /// The configuration with what follows from the images; refused where they do not do for it.
@@ -280,7 +279,7 @@ pub fn resume(
         Some(checkpoint) => From::Checkpoint(checkpoint),
         None => From::Start(given_encoder(config, &crate::device().autodiff())?),
     };
-    // Only once nothing is left to refuse: images that were let pass as changed become the run's own.
+    // Only now that they are not refused: images that were let pass as changed become the run's own.
     write_index(course.folder(), dataset)?;
     if resumed_config(course.folder(), None)?.optim.epochs != config.optim.epochs {
         course.folder().write_config(&config.to_toml())?;

@@ -13,8 +13,8 @@ use crate::observe::{Observer, Silent};
 use crate::probe::{self, Part, ProbeConfig};
 use crate::random::{self, Purpose};
 use crate::train::{
-    AdamWConfig, Checkpoint, Course, ENCODER_FILE, KeptBatch, Replay, RunFolder, Start, Trainee,
-    replay_step,
+    AdamWConfig, BASELINE, Checkpoint, Course, ENCODER_FILE, KeptBatch, Replay, RunFolder, Start,
+    Trainee, replay_step,
 };
 use crate::weights::save_encoder;
 
@@ -45,7 +45,17 @@ impl Run<'_> {
     }
 
     fn train<M: PretrainModel>(&self, model: M, from: From) -> Result<Outcome> {
-        let trivial_loss = self.trivial_loss(&model)?;
+        let trivial_loss = match &from {
+            From::Start(_) => self.trivial_loss(&model)?,
+            // Of the images that the run began with.
+            From::Checkpoint(_) => {
+                let logged = self.course.folder().baseline()?;
+                match logged.and_then(|event| event["trivial_loss"].as_f64()) {
+                    Some(logged) => logged,
+                    None => self.trivial_loss(&model)?,
+                }
+            }
+        };
         let device = crate::device().autodiff();
         let (from, first_step) = match from {
             From::Start(given) => {
@@ -53,7 +63,7 @@ impl Run<'_> {
                     Some(encoder) => model.with_encoder(encoder),
                     None => model,
                 };
-                let baseline = json!({"kind": "baseline", "trivial_loss": trivial_loss});
+                let baseline = json!({"kind": BASELINE, "trivial_loss": trivial_loss});
                 (Start::Anew(model, baseline), 0)
             }
             From::Checkpoint(checkpoint) => {
@@ -102,7 +112,8 @@ impl Run<'_> {
     fn watch(&self, encoder: &Encoder, event: &mut Value) -> Result<()> {
         let config = ProbeConfig::new(self.config.image_size, self.config.seed);
         let classes = &self.dataset.classes;
-        let limit = self.config.run.watch_images;
+        // At least one of each class, or those without could never be recognised.
+        let limit = self.config.run.watch_images.max(classes.len());
         let part = |indices: &[usize]| -> Result<Part> {
             let labelled = Part::labelled(self.dataset, indices, classes)?;
             Ok(labelled.limit(limit, self.config.seed))

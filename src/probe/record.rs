@@ -77,7 +77,7 @@ impl ProbeRecord {
         write_durably(&file, &text)
     }
 
-    /// The untrained network's result by the same protocol on the same images.
+    /// The untrained network's result by the same probe on the same images.
     pub fn floor<'a>(&'a self, all: &'a [Self]) -> Option<&'a Self> {
         let measured = |record: &'a Self| {
             let ProbeResult {
@@ -88,10 +88,11 @@ impl ProbeRecord {
                 details,
                 ..
             } = &record.result;
+            let kind = ["image_size", "epochs", "searched"].map(|key| details.get(key));
             (
-                (&record.data, &record.val),
+                (&record.data, &record.val, record.seed),
                 (protocol, labels, train_images, held_out_images),
-                details.get("image_size"),
+                kind,
             )
         };
         all.iter()
@@ -157,8 +158,8 @@ pub fn probe_data<'a>(dataset: &'a Dataset, val: Option<&'a Dataset>) -> Result<
     let own = |dataset: &Dataset| matches!(dataset.split, Split::Own { .. });
     if val.is_some_and(|val| place(val.path()) == place(dataset.path()) && !own(val)) {
         return Err(Error::Refused(format!(
-            "val: {} has no folder of its own to score, so a probe would be scored on what it was trained on; leave val \
-             out, and a part is held out, or give other images",
+            "val: a probe would be scored on what it was trained on, all of {}; leave val out, and a part is held out, or \
+             give other images",
             dataset.path().display()
         )));
     }

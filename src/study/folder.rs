@@ -133,15 +133,15 @@ impl<'a> StudyFolder<'a> {
             check(cell)?;
         }
         let Surroundings { observer, stop } = self.around;
-        let mut outcome = StudyOutcome {
-            cells: Vec::new(),
-            failed: Vec::new(),
-            stopped: false,
-        };
         // Those that an earlier process made are among them, however far this one has come.
         let all_kept = || -> Result<Vec<C>> {
             let kept = cells.iter().filter_map(|cell| kept(cell).transpose());
             kept.collect()
+        };
+        let mut outcome = StudyOutcome {
+            cells: all_kept()?,
+            failed: Vec::new(),
+            stopped: false,
         };
         for (i, cell) in cells.iter().enumerate() {
             // Scoring does not heed a signal; what follows it should.
@@ -162,7 +162,6 @@ impl<'a> StudyFolder<'a> {
             outcome.cells = all_kept()?;
             progress(&outcome)?;
         }
-        outcome.cells = all_kept()?;
         Ok(outcome)
     }
 

@@ -116,8 +116,10 @@ impl StudyFile {
                 vec![("method".into(), name.into())]
             }
             _ => {
-                let what = "method (give [set.NAME] method = \"…\" for names of your own)";
-                return Err(Error::unknown(what, base, known()));
+                let unknown = Error::unknown("method", base, known());
+                return Err(Error::Refused(format!(
+                    "{unknown}; for a name of your own say [set.NAME] method = \"…\""
+                )));
             }
         };
         let mut add = |key: &str, value: String| settings.push((key.into(), value));
@@ -227,9 +229,12 @@ pub(super) fn own_settings(
         flatten(table, "", own, &mut settings);
     }
     if let Some((key, _)) = settings.iter().find(|(key, _)| of_study(key)) {
-        return Err(Error::Refused(format!(
-            "[set.{name}] {key}: that is for the study or its command to say, for all cells"
-        )));
+        let reason = if OF_PROCESS.contains(&key.as_str()) {
+            "that holds for all that one command does; give it --threads, --device or the variable QBHEAT_KERNELS"
+        } else {
+            "that is the study's own to say, for all cells"
+        };
+        return Err(Error::Refused(format!("[set.{name}] {key}: {reason}")));
     }
     Ok(settings)
 }

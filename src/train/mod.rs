@@ -22,7 +22,7 @@ pub(crate) use durable::create_folder;
 pub(crate) use durable::fault;
 pub use durable::write_durably;
 pub use optimizer::{AdamW, AdamWConfig};
-pub use run_folder::{CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder, RunLock};
+pub use run_folder::{BASELINE, CONFIG_FILE, ENCODER_FILE, Events, INDEX_FILE, RunFolder, RunLock};
 pub use schedule::{LearningRate, Schedule};
 pub use training_loop::{
     BadStep, StepReport, StepTimes, Stop, TrainState, give_up, settled, train,

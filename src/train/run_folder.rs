@@ -16,6 +16,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 pub const INDEX_FILE: &str = "index.jsonl";
 /// What pre-training was for.
 pub const ENCODER_FILE: &str = "encoder.safetensors";
+/// Kind of the event that a log begins with: what needs no learning.
+pub const BASELINE: &str = "baseline";
 const EVENTS_FILE: &str = "events.jsonl";
 
 const LOCK_FILE: &str = ".lock";
@@ -151,6 +153,12 @@ impl RunFolder {
         };
         let (file, bytes) = open().map_err(Error::io(&path))?;
         Ok(Events { file, bytes, path })
+    }
+
+    /// What the log says of what needs no learning, if anything.
+    pub fn baseline(&self) -> Result<Option<serde_json::Value>> {
+        let mut events = self.read_events()?.into_iter();
+        Ok(events.find(|event| event["kind"] == BASELINE))
     }
 
     /// The log's objects, one a line; a last line that is not whole is left out.

@@ -86,7 +86,7 @@ fn a_probe_that_would_be_scored_on_what_it_is_trained_on() {
     refused(
         &["probe", weights, "--data", data, "--val", data],
         2,
-        &["no folder of its own", "leave val out"],
+        &["scored on what it was trained on", "leave val out"],
     );
 }
 

@@ -532,7 +532,11 @@ fn a_checkpoint_of_another_network_or_version_is_named() {
         "{}",
         stderr(&output)
     );
+    fs::write(run.join("checkpoints"), "what cannot be listed").unwrap();
+    let output = resume(&run);
+    assert_eq!(output.status.code(), Some(1));
     assert_eq!(fs::read(run.join("events.jsonl")).unwrap(), log);
+    fs::remove_file(run.join("checkpoints")).unwrap();
     copy(&other.join("checkpoints"), &run.join("checkpoints"));
     let output = resume(&run);
     assert_eq!(output.status.code(), Some(1));
