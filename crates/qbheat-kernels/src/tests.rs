@@ -358,10 +358,11 @@ fn patches_and_their_error() {
             check("patches", 7, |x, fused| {
                 // No leaf, so that backward goes on behind it.
                 let images = x.take(shape) * 1.0;
+                let rest = x.take([n, rows * columns, side * side * c]);
                 if fused {
-                    crate::patches(images, side, epsilon)
+                    crate::patches(images, side, epsilon) + rest
                 } else {
-                    plain::patches(images.detach(), side, epsilon)
+                    plain::patches(images.detach(), side, epsilon) + rest
                 }
             });
         }
