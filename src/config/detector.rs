@@ -128,11 +128,7 @@ impl DerefMut for DetectorConfig {
 impl DetectorConfig {
     /// Defaults, then `file`, then `settings` (pairs of dotted key and value); resolved and checked.
     pub fn load(file: Option<&Path>, settings: &[(String, String)]) -> Result<Self> {
-        let table: Option<Table> = file.map(|path| read_toml(path, "--config")).transpose()?;
-        let layer = file.zip(table.as_ref());
-        let mut config: Self = read_table(layered::<Self>("", layer, settings, &Base::choices())?)?;
-        config.resolve()?;
-        Ok(config)
+        Self::load_for(Vec::new(), file, settings)
     }
 
     /// As [`Self::load`] for weights that ask for `of_weights`. The stride, and the channels of weights that are still to
@@ -156,7 +152,10 @@ impl DetectorConfig {
             _ => true,
         });
         of_weights.extend_from_slice(settings);
-        Self::load(file, &of_weights)
+        let (layer, choices) = (file.zip(table.as_ref()), Base::choices());
+        let mut config: Self = read_table(layered::<Self>("", layer, &of_weights, &choices)?)?;
+        config.resolve()?;
+        Ok(config)
     }
 
     /// One that says with what to compute, of all `settings`: for what has to be known before weights are opened.

@@ -105,24 +105,24 @@ pub struct Seen {
     pub certain: bool,
 }
 
-/// Whether weights were pre-trained on images of `val` that a probe scores: all of them where it has no split of its own.
-pub fn seen_in_val(weights: &Weights, val: &Dataset) -> Result<Option<Seen>> {
-    let run = weights.run.as_ref().filter(|_| is_trained(weights));
+/// The configuration of the run that weights are of, where it was trained on what lies where `dataset` does.
+fn trained_on(weights: &Weights, dataset: &Dataset) -> Result<Option<Config>> {
+    let run = weights.run.as_ref();
     let trained = run.map(|run| resumed_config(run, None)).transpose()?;
-    let same_place = trained.is_some_and(|run| place(&run.data.path) == place(val.path()));
-    let seen = same_place && !matches!(val.split, Split::Own { .. });
-    Ok(seen.then(|| Seen {
-        why: format!(
-            "{}: trained on most of the images that are scored; given as --data, without --val, they are scored where it \
-             held them out",
-            weights.name
-        ),
-        certain: true,
-    }))
+    Ok(trained.filter(|trained| place(&trained.data.path) == place(dataset.path())))
 }
 
-fn is_trained(weights: &Weights) -> bool {
-    weights.metadata.method != "none"
+/// Whether weights were pre-trained on images of `val` that a probe scores: all of them where it has no split of its own.
+pub fn seen_in_val(weights: &Weights, val: &Dataset) -> Result<Option<Seen>> {
+    if matches!(val.split, Split::Own { .. }) || trained_on(weights, val)?.is_none() {
+        return Ok(None);
+    }
+    let why = format!(
+        "{}: trained on most of the images that are scored; given as --data, without --val, they are scored where it held \
+         them out",
+        weights.name
+    );
+    Ok(Some(Seen { why, certain: true }))
 }
 
 /// Whether weights were pre-trained on images that `dataset`, opened with `seed`, holds out. A split that is drawn is another
@@ -136,13 +136,10 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
     else {
         return Ok(None);
     };
-    if !is_trained(weights) {
+    if weights.metadata.method == "none" {
         return Ok(None);
     }
-    let run = weights.run.as_ref();
-    let trained = run.map(|run| resumed_config(run, None)).transpose()?;
-    let same_place = |trained: &&Config| place(&trained.data.path) == place(dataset.path());
-    let Some(trained) = trained.as_ref().filter(same_place) else {
+    let Some(trained) = trained_on(weights, dataset)? else {
         let why = format!(
             "{name}: trained with seed {own}; if that was on these images, it saw most of those that are scored, which are \
              held out with seed {seed}: --seed {own} holds out the same"
@@ -153,7 +150,7 @@ pub fn seen_held_out(weights: &Weights, dataset: &Dataset, seed: u64) -> Result<
         };
         return Ok((own != seed).then_some(seen));
     };
-    let index = run.map(read_index).transpose()?.flatten();
+    let index = weights.run.as_ref().map(read_index).transpose()?.flatten();
     let what = if index.is_some_and(|index| !dataset.is_of(&index)) {
         "they have changed since, so others are held out now"
     } else if of_train_folder && trained.data.split == SplitChoice::Own {

@@ -77,26 +77,36 @@ impl ProbeRecord {
         write_durably(&file, &text)
     }
 
+    /// What two results of a protocol must have alike to be compared, beside the seed, and what this one has.
+    pub(crate) fn conditions(&self) -> Vec<(&'static str, String)> {
+        let result = &self.result;
+        let val = self.val.clone().unwrap_or_else(|| "its own".into());
+        let images = format!("{} and {}", result.train_images, result.held_out_images);
+        let mut conditions = vec![
+            ("data of probes", self.data.clone()),
+            ("val of probes", val),
+            ("number of images", images),
+        ];
+        let detail = |key: &str| result.details.get(key).map(ToString::to_string);
+        conditions.extend(detail("image_size").map(|size| ("image size of probes", size)));
+        let epochs = match detail("searched") {
+            Some(_) => detail("epochs").map(|_| "searched".into()),
+            None => detail("epochs"),
+        };
+        conditions.extend(epochs.map(|epochs| ("epochs of probes", epochs)));
+        conditions
+    }
+
     /// The untrained network's result by the same probe on the same images.
-    pub fn floor<'a>(&'a self, all: &'a [Self]) -> Option<&'a Self> {
-        let measured = |record: &'a Self| {
+    pub fn floor<'a>(&self, all: &'a [Self]) -> Option<&'a Self> {
+        let probe = |record: &Self| {
             let ProbeResult {
-                protocol,
-                labels,
-                train_images,
-                held_out_images,
-                details,
-                ..
-            } = &record.result;
-            let kind = ["image_size", "epochs", "searched"].map(|key| details.get(key));
-            (
-                (&record.data, &record.val, record.seed),
-                (protocol, labels, train_images, held_out_images),
-                kind,
-            )
+                protocol, labels, ..
+            } = record.result;
+            (protocol, labels, record.seed, record.conditions())
         };
         all.iter()
-            .find(|other| other.weights == UNTRAINED && measured(other) == measured(self))
+            .find(|other| other.weights == UNTRAINED && probe(other) == probe(self))
     }
 
     /// All results of a run by protocol: the untrained network's, the run's own, others.

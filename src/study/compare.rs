@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::data::place;
 use crate::error::{Error, Result};
 use crate::pretrain;
-use crate::probe::{ProbeRecord, ProbeResult, UNTRAINED, is_row, named};
+use crate::probe::{ProbeRecord, UNTRAINED, is_row, named};
 use crate::train::RunFolder;
 
 const REMEDY: &str =
@@ -177,39 +177,17 @@ impl Alike {
 
     fn check_record(&mut self, run: &str, record: &ProbeRecord) -> Result<()> {
         let whose = format!("{run} ({})", record.weights);
-        let ProbeResult {
-            protocol,
-            labels,
-            train_images,
-            held_out_images,
-            details,
-            ..
-        } = &record.result;
-        let protocol = protocol.name();
+        let (protocol, labels) = (record.result.protocol.name(), record.result.labels);
         if record.has_seen_scored {
             return Err(Error::Refused(format!(
                 "{whose}: pre-training saw some of the images that its result of {protocol} is of; probe it again, with its \
                  own seed and images or with --val, or remove that from the run's folder `probes`"
             )));
         }
-        let val = record.val.clone().unwrap_or_else(|| "its own".into());
-        let mut check = |what: &str, value: String| {
+        for (what, value) in record.conditions() {
             let key = format!("{what} ({protocol}, {labels} of the labels)");
-            self.check(&whose, &key, value, REMEDY)
-        };
-        check("data of probes", record.data.clone())?;
-        check("val of probes", val)?;
-        let images = format!("{train_images} and {held_out_images}");
-        check("number of images", images)?;
-        if let Some(size) = details.get("image_size") {
-            check("image size of probes", size.to_string())?;
+            self.check(&whose, &key, value, REMEDY)?;
         }
-        match details.get("epochs") {
-            Some(_) if details.contains_key("searched") => {
-                check("epochs of probes", "searched".into())
-            }
-            Some(epochs) => check("epochs of probes", epochs.to_string()),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

@@ -178,9 +178,17 @@ impl<'a> StudyFolder<'a> {
         Ok(pace)
     }
 
-    /// How many epochs of so many images come closest to so many minutes, at least one.
-    pub fn epochs_in(&self, minutes: f64, pace: f64, images: usize, cell: &str) -> usize {
-        let epochs = (minutes * 60.0 * pace / images as f64).round().max(1.0);
+    /// How many epochs of so many images, in batches of `batch`, come closest to so many minutes, at least one.
+    pub fn epochs_in(
+        &self,
+        minutes: f64,
+        pace: f64,
+        [images, batch]: [usize; 2],
+        cell: &str,
+    ) -> usize {
+        // Of whole batches, as training takes them.
+        let of_epoch = (images / batch * batch) as f64;
+        let epochs = (minutes * 60.0 * pace / of_epoch).round().max(1.0);
         self.around.observer.note(&format!(
             "{cell}: {pace:.0} images/s, so {minutes} minutes are {epochs} epochs"
         ));

@@ -242,6 +242,7 @@ impl<'a> Study<'a> {
             return Ok(pretrain::resumed_config(&run, None)?.optim.epochs);
         }
         let (pace, images) = self.pace(planned)?;
+        let images = [images, planned.config.optim.batch_size];
         Ok(self.folder.epochs_in(minutes, pace, images, &name))
     }
 
@@ -256,8 +257,8 @@ impl<'a> Study<'a> {
         Ok(config)
     }
 
-    /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the images of
-    /// an epoch.
+    /// Images a second of a training step, measured once for each method and encoder, whatever the seed, and the training
+    /// images.
     fn pace(&self, planned: &PlannedCell) -> Result<(f64, usize)> {
         let observer = self.folder.around.observer;
         let dataset = self.dataset(&planned.config, &self.file.data)?;
@@ -274,9 +275,7 @@ impl<'a> Study<'a> {
         };
         let measure = || Ok(bench(&config, &dataset, &timing, observer)?.mean);
         let pace = self.folder.pace(key, measure)?;
-        // Of whole batches, as training takes them.
-        let batch = config.optim.batch_size;
-        Ok((pace, dataset.train.len() / batch * batch))
+        Ok((pace, dataset.train.len()))
     }
 
     fn val(&self, config: &Config) -> Result<Option<Rc<Dataset>>> {

@@ -194,11 +194,12 @@ impl<'a> DetectionStudy<'a> {
             return Ok(DetectorConfig::of_run(&run)?.optim.epochs);
         }
         let images = self.images.of(&ready.config)?;
-        let batch = ready.config.optim.batch_size;
-        // Of whole batches, as training takes them.
-        let count = images.sets.train.images.len() / batch * batch;
         let pace = self.pace(&ready.config, &images.sets)?;
-        Ok(self.folder.epochs_in(minutes, pace, count, &name))
+        let images = [
+            images.sets.train.images.len(),
+            ready.config.optim.batch_size,
+        ];
+        Ok(self.folder.epochs_in(minutes, pace, images, &name))
     }
 
     /// The configuration of a cell of so many epochs, where the study counts minutes; else as the study has it.
